@@ -1,0 +1,1 @@
+//! The CPU backend: scalar truth, AVX2, AVX-512.

@@ -1,0 +1,1 @@
+//! What a model is: configuration, weights, stages, and the one forward.

@@ -1,0 +1,1 @@
+//! The f64 backend: weights dequantised, slow and obviously right.

@@ -1,0 +1,1 @@
+//! Block-quantised tensor types: layout, dequantise, quantise, fixed-point activation rows.

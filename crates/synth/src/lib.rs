@@ -1,0 +1,1 @@
+//! Seeded random-weight models: the same bytes on every machine.
