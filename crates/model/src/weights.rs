@@ -1,0 +1,243 @@
+//! A model's tensors by their GGUF names, checked against the configuration when the model is loaded.
+//!
+//! Only names and shapes are looked at here. Each matrix keeps its own type: any mix within a layer is legal, and
+//! every backend dispatches on the tensor, never on the layer or the projection.
+
+use gguf::{Dtype, File, Tensor};
+
+use crate::{Config, ConfigError, Ffn};
+
+/// What a tensor must be called and how long its dimensions are, GGUF order (row length first).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// GGUF name.
+    pub name: String,
+    /// `[K]`, `[K, N]` or `[K, N, E]`.
+    pub dims: Vec<usize>,
+    /// The layer it belongs to.
+    pub layer: Option<usize>,
+    /// Whether a model may do without it (the head, when it is tied to the embedding).
+    pub optional: bool,
+}
+
+/// Every tensor of a model of this shape, in the order in which converters write them.
+pub fn specs(config: &Config) -> Vec<Spec> {
+    let Config { hidden: d, heads, kv_heads, head_dim, vocab, .. } = *config;
+    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let top = |name: &str, dims: &[usize], optional| Spec {
+        name: format!("{name}.weight"),
+        dims: dims.to_vec(),
+        layer: None,
+        optional,
+    };
+    let mut all = vec![top("token_embd", &[d, vocab], false)];
+    for layer in 0..config.layers {
+        let mut add = |name: &str, dims: &[usize]| {
+            all.push(Spec {
+                name: format!("blk.{layer}.{name}.weight"),
+                dims: dims.to_vec(),
+                layer: Some(layer),
+                optional: false,
+            });
+        };
+        add("attn_norm", &[d]);
+        add("attn_q", &[d, q]);
+        add("attn_k", &[d, kv]);
+        add("attn_v", &[d, kv]);
+        add("attn_q_norm", &[head_dim]);
+        add("attn_k_norm", &[head_dim]);
+        add("attn_output", &[q, d]);
+        add("ffn_norm", &[d]);
+        match config.ffn {
+            Ffn::Dense { width } => {
+                add("ffn_gate", &[d, width]);
+                add("ffn_up", &[d, width]);
+                add("ffn_down", &[width, d]);
+            }
+            Ffn::Moe(moe) => {
+                add("ffn_gate_inp", &[d, moe.experts]);
+                add("ffn_gate_exps", &[d, moe.width, moe.experts]);
+                add("ffn_up_exps", &[d, moe.width, moe.experts]);
+                add("ffn_down_exps", &[moe.width, d, moe.experts]);
+            }
+        }
+    }
+    all.push(top("output_norm", &[d], false));
+    all.push(top("output", &[d, vocab], true));
+    all
+}
+
+/// The feed-forward matrices of a layer.
+#[derive(Clone)]
+pub enum FfnWeights {
+    /// Dense network.
+    Dense {
+        /// `[D, F]`.
+        gate: Tensor,
+        /// `[D, F]`.
+        up: Tensor,
+        /// `[F, D]`.
+        down: Tensor,
+    },
+    /// Router and experts.
+    Moe {
+        /// The router, `[D, E]`.
+        gate_inp: Tensor,
+        /// `[D, F, E]`.
+        gate: Tensor,
+        /// `[D, F, E]`.
+        up: Tensor,
+        /// `[F, D, E]`.
+        down: Tensor,
+    },
+}
+
+/// The tensors of a layer; shapes in GGUF order, row length first.
+#[derive(Clone)]
+pub struct LayerWeights {
+    /// `[D]`.
+    pub attn_norm: Tensor,
+    /// `[D, H * HD]`.
+    pub attn_q: Tensor,
+    /// `[D, KH * HD]`.
+    pub attn_k: Tensor,
+    /// `[D, KH * HD]`.
+    pub attn_v: Tensor,
+    /// `[HD]`.
+    pub attn_q_norm: Tensor,
+    /// `[HD]`.
+    pub attn_k_norm: Tensor,
+    /// `[H * HD, D]`.
+    pub attn_output: Tensor,
+    /// `[D]`.
+    pub ffn_norm: Tensor,
+    /// Router, experts or dense network.
+    pub ffn: FfnWeights,
+}
+
+/// All tensors of a model.
+#[derive(Clone)]
+pub struct Weights {
+    /// `[D, V]`.
+    pub token_embd: Tensor,
+    /// One entry a layer.
+    pub layers: Vec<LayerWeights>,
+    /// `[D]`.
+    pub output_norm: Tensor,
+    /// `[D, V]`; the embedding again when the head is tied.
+    pub output: Tensor,
+}
+
+/// A model: configuration and weights. Cloning shares the bytes.
+#[derive(Clone)]
+pub struct Model {
+    /// Hyperparameters.
+    pub config: Config,
+    /// Tensors.
+    pub weights: Weights,
+}
+
+/// Why a file is not a model this engine runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The metadata.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A tensor is not there.
+    #[error("tensor `{0}` is missing")]
+    Missing(String),
+    /// A tensor has another shape than the metadata implies.
+    #[error("tensor `{name}`: shape {found:?} does not fit the metadata, which implies {want:?}")]
+    Shape {
+        /// Tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The expected shape.
+        want: Vec<usize>,
+    },
+    /// A norm's weights must be floats.
+    #[error("tensor `{name}`: a norm cannot be stored as {dtype} (supported: F32, F16, BF16)")]
+    NormType {
+        /// Tensor.
+        name: String,
+        /// Its type.
+        dtype: Dtype,
+    },
+    /// A tensor that the forward would silently ignore, such as a bias.
+    #[error("tensor `{0}` has no place in this architecture; running without it would give wrong answers")]
+    Unknown(String),
+}
+
+impl Model {
+    /// Reads the configuration and finds every tensor. No weight is copied.
+    pub fn load(file: &File) -> Result<Model, ModelError> {
+        let name = "token_embd.weight";
+        let embedding = file.tensor(name).map(|t| t.dims.get(1).copied().unwrap_or(0));
+        // The architecture is named before anything is said about tensors: a vocabulary-only or foreign file gets
+        // the error that explains it.
+        let config = Config::from_metadata(file.metadata(), embedding.unwrap_or(0))?;
+        if embedding.is_none() {
+            return Err(ModelError::Missing(name.into()));
+        }
+        check(file, &specs(&config))?;
+        let layers = (0..config.layers).map(|layer| load_layer(file, &config, layer)).collect();
+        let tensor = |name: &str| find(file, &format!("{name}.weight"));
+        let token_embd = tensor("token_embd");
+        let output = file.tensor("output.weight").unwrap_or(&token_embd).clone();
+        Ok(Model { weights: Weights { layers, output_norm: tensor("output_norm"), output, token_embd }, config })
+    }
+}
+
+/// Every specified tensor is there in its shape, and nothing else is.
+fn check(file: &File, specs: &[Spec]) -> Result<(), ModelError> {
+    for spec in specs {
+        let Some(tensor) = file.tensor(&spec.name) else {
+            if spec.optional {
+                continue;
+            }
+            return Err(ModelError::Missing(spec.name.clone()));
+        };
+        let name = || spec.name.clone();
+        if tensor.dims != spec.dims {
+            return Err(ModelError::Shape { name: name(), found: tensor.dims.clone(), want: spec.dims.clone() });
+        }
+        if spec.dims.len() == 1 && !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(ModelError::NormType { name: name(), dtype: tensor.dtype });
+        }
+    }
+    let known: std::collections::BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    match file.tensors().iter().find(|t| !known.contains(&*t.name)) {
+        Some(tensor) => Err(ModelError::Unknown(tensor.name.to_string())),
+        None => Ok(()),
+    }
+}
+
+fn find(file: &File, name: &str) -> Tensor {
+    file.tensor(name).expect("every tensor was checked before").clone()
+}
+
+fn load_layer(file: &File, config: &Config, layer: usize) -> LayerWeights {
+    let tensor = |name: &str| find(file, &format!("blk.{layer}.{name}.weight"));
+    LayerWeights {
+        attn_norm: tensor("attn_norm"),
+        attn_q: tensor("attn_q"),
+        attn_k: tensor("attn_k"),
+        attn_v: tensor("attn_v"),
+        attn_q_norm: tensor("attn_q_norm"),
+        attn_k_norm: tensor("attn_k_norm"),
+        attn_output: tensor("attn_output"),
+        ffn_norm: tensor("ffn_norm"),
+        ffn: match config.ffn {
+            Ffn::Dense { .. } => {
+                FfnWeights::Dense { gate: tensor("ffn_gate"), up: tensor("ffn_up"), down: tensor("ffn_down") }
+            }
+            Ffn::Moe(_) => FfnWeights::Moe {
+                gate_inp: tensor("ffn_gate_inp"),
+                gate: tensor("ffn_gate_exps"),
+                up: tensor("ffn_up_exps"),
+                down: tensor("ffn_down_exps"),
+            },
+        },
+    }
+}
