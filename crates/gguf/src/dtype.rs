@@ -164,8 +164,8 @@ pub(crate) fn supported() -> String {
 /// What other producers call a `ggml_type` that is not supported here, so that an error can say it by name.
 ///
 /// Source: `enum ggml_type` in ggml.h; numbers retired there keep the name that they had.
-pub(crate) const fn foreign_name(id: u32) -> Option<&'static str> {
-    Some(match id {
+pub(crate) fn foreign_name(id: u32) -> String {
+    let name = match id {
         4 => "Q4_2",
         5 => "Q4_3",
         9 => "Q8_1",
@@ -194,6 +194,7 @@ pub(crate) const fn foreign_name(id: u32) -> Option<&'static str> {
         38 => "IQ4_NL_8_8",
         39 => "MXFP4",
         40 => "NVFP4",
-        _ => return None,
-    })
+        _ => return format!("{id}, which is not known"),
+    };
+    name.to_owned()
 }

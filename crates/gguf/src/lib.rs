@@ -12,18 +12,26 @@
 //! Source: the specification, <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod bytes;
+mod cursor;
 mod dtype;
+mod encode;
 mod error;
+mod extent;
+mod file;
+mod map;
 mod metadata;
-mod reader;
+mod parse;
+mod shards;
+mod shrink;
 mod value;
 mod writer;
 
 pub use bytes::Bytes;
 pub use dtype::{Dtype, UnknownDtype};
 pub use error::{Error, ErrorKind};
+pub use file::{File, Tensor};
 pub use metadata::Metadata;
-pub use reader::{File, Tensor};
+pub use shrink::exit_on_shrink;
 pub use value::{Array, Value, ValueType};
 pub use writer::{TensorSpec, Writer, write};
 

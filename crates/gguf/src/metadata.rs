@@ -82,7 +82,11 @@ impl Metadata {
     }
 
     /// An integer of any stored width, if it fits `T`.
-    fn integer<T: TryFrom<i128>>(&self, key: &str, wanted: &'static str) -> Result<Option<T>, Error> {
+    pub(crate) fn integer<T: TryFrom<i128>>(
+        &self,
+        key: &str,
+        wanted: &'static str,
+    ) -> Result<Option<T>, Error> {
         let Some(value) = self.read(key, wanted, Value::as_integer)? else { return Ok(None) };
         match T::try_from(value) {
             Ok(value) => Ok(Some(value)),
