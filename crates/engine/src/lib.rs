@@ -1,1 +1,9 @@
 //! Tokens in, tokens out: tokenizer, chat template, sampler, KV blocks, generation.
+
+mod detokenizer;
+mod rng;
+mod tokenizer;
+
+pub use detokenizer::StreamDecoder;
+pub use rng::{bits_at, philox4x32};
+pub use tokenizer::{Specials, TokenKind, Tokenizer, TokenizerError};
