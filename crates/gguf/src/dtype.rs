@@ -198,3 +198,54 @@ pub(crate) fn foreign_name(id: u32) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Number, elements and bytes of a block as llama.cpp's `ggml.h` and the `gguf` Python package
+    /// (`GGML_QUANT_SIZES`) have them.
+    #[test]
+    fn table_of_types() {
+        #[track_caller]
+        fn check(name: &str, id: u32, block_len: usize, block_bytes: usize) {
+            let dtype: Dtype = name.parse().unwrap();
+            assert_eq!(Dtype::from_id(id), Some(dtype), "{name}");
+            assert_eq!((dtype.id(), dtype.name()), (id, name));
+            assert_eq!((dtype.block_len(), dtype.block_bytes()), (block_len, block_bytes), "{name}");
+            assert_eq!(dtype.row_bytes(3 * block_len), Some(3 * block_bytes), "{name}");
+            assert_eq!(dtype.row_bytes(3 * block_len + 1).is_some(), block_len == 1, "{name}");
+        }
+        check("F32", 0, 1, 4);
+        check("F16", 1, 1, 2);
+        check("Q4_0", 2, 32, 18);
+        check("Q4_1", 3, 32, 20);
+        check("Q5_0", 6, 32, 22);
+        check("Q5_1", 7, 32, 24);
+        check("Q8_0", 8, 32, 34);
+        check("Q2_K", 10, 256, 84);
+        check("Q3_K", 11, 256, 110);
+        check("Q4_K", 12, 256, 144);
+        check("Q5_K", 13, 256, 176);
+        check("Q6_K", 14, 256, 210);
+        check("BF16", 30, 1, 2);
+        assert_eq!(Dtype::F32.row_bytes(usize::MAX / 2), None);
+    }
+
+    #[test]
+    fn names_are_read_as_people_write_them() {
+        for name in ["Q4_K", "q4_k", "Q4K", "q4k"] {
+            assert_eq!(name.parse(), Ok(Dtype::Q4K), "{name}");
+        }
+        let error = "Q4_K_M".parse::<Dtype>().unwrap_err().to_string();
+        assert!(error.starts_with("unknown tensor type `Q4_K_M`; supported are F32, F16, "), "{error}");
+    }
+
+    #[test]
+    fn no_number_has_two_meanings() {
+        for dtype in Dtype::ALL {
+            assert!(foreign_name(dtype.id()).ends_with("not known"), "{dtype}");
+        }
+        assert_eq!(foreign_name(34), "TQ1_0");
+    }
+}

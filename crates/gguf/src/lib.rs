@@ -9,6 +9,24 @@
 //! looking back. Nothing is allocated that the file's own length does not justify, and every error names the
 //! key, tensor or byte offset at fault. The crate knows no model architecture and decodes no weights.
 //!
+//! ```
+//! use gguf::{Dtype, File, Metadata, TensorSpec};
+//!
+//! # let directory = std::env::temp_dir().join(format!("gguf-doc-{}", std::process::id()));
+//! # std::fs::create_dir_all(&directory)?;
+//! let path = directory.join("model.gguf");
+//! let mut metadata = Metadata::new();
+//! metadata.set("general.architecture", "qwen3");
+//! let norm = TensorSpec { name: "output_norm.weight".into(), dtype: Dtype::F32, dims: vec![4] };
+//! gguf::write(&path, &metadata, &[norm], |_, out| out.write_all(&[0; 16]))?;
+//!
+//! let file = File::open(&path)?;
+//! assert_eq!(file.metadata().str("general.architecture")?, "qwen3");
+//! assert_eq!(file.tensor("output_norm.weight").map(|tensor| tensor.row_len()), Some(4));
+//! # std::fs::remove_dir_all(&directory)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Source: the specification, <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod bytes;

@@ -235,3 +235,77 @@ impl Metadata {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::*;
+
+    fn sample() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.set("text", "qwen3");
+        metadata.set("small", 7u8);
+        metadata.set("negative", -1i32);
+        metadata.set("large", 1u64 << 32);
+        metadata.set("half", 0.5f32);
+        metadata.set("double", 1e6f64);
+        metadata.set("yes", true);
+        metadata.set("names", vec!["a".to_owned(), "b".to_owned()]);
+        metadata.set("kinds", vec![1i32, 3]);
+        metadata
+    }
+
+    #[test]
+    fn typed_getters() {
+        #[track_caller]
+        fn check<T: PartialEq + Debug>(found: Result<T, Error>, expected: Result<T, &str>) {
+            assert_eq!(found.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
+        }
+        let metadata = sample();
+        check(metadata.str("text"), Ok("qwen3"));
+        check(metadata.str("small"), Err(r#"metadata key "small" is u8, expected string"#));
+        check(metadata.str("nowhere"), Err(r#"metadata key "nowhere" is missing"#));
+        check(metadata.opt_str("nowhere"), Ok(None));
+        check(metadata.opt_str("small"), Err(r#"metadata key "small" is u8, expected string"#));
+
+        check(metadata.u32("small"), Ok(7));
+        check(metadata.i64("negative"), Ok(-1));
+        check(metadata.u32("negative"), Err(r#"metadata key "negative" is -1, which does not fit u32"#));
+        check(metadata.u32("large"), Err(r#"metadata key "large" is 4294967296, which does not fit u32"#));
+        check(metadata.u64("large"), Ok(1 << 32));
+        check(metadata.usize("half"), Err(r#"metadata key "half" is f32, expected unsigned integer"#));
+        check(metadata.opt_usize("nowhere"), Ok(None));
+
+        check(metadata.f32("half"), Ok(0.5));
+        check(metadata.f32("double"), Ok(1e6));
+        check(metadata.f32("small"), Err(r#"metadata key "small" is u8, expected f32"#));
+        check(metadata.bool("yes"), Ok(true));
+        check(metadata.opt_bool("names"), Err(r#"metadata key "names" is array of string, expected bool"#));
+
+        check(metadata.strings("names").map(<[String]>::len), Ok(2));
+        check(metadata.i32s("kinds"), Ok(&[1, 3][..]));
+        check(metadata.u32s("kinds"), Err(r#"metadata key "kinds" is array of i32, expected array of u32"#));
+        check(
+            metadata.f32s("names"),
+            Err(r#"metadata key "names" is array of string, expected array of f32"#),
+        );
+        check(metadata.bools("yes"), Err(r#"metadata key "yes" is bool, expected array of bool"#));
+        check(metadata.array("kinds").map(Array::len), Ok(2));
+    }
+
+    #[test]
+    fn order_is_kept() {
+        fn keys(metadata: &Metadata) -> Vec<&str> {
+            metadata.iter().map(|(key, _)| key).collect()
+        }
+        let mut metadata = sample();
+        assert_eq!(metadata.set("small", 8u8), Some(Value::U8(7)));
+        assert_eq!(keys(&metadata)[..3], ["text", "small", "negative"]);
+        metadata.retain(|key| key != "text");
+        assert_eq!(keys(&metadata)[..3], ["small", "negative", "large"]);
+        assert_eq!((metadata.get("text"), metadata.u32("small").unwrap()), (None, 8));
+        assert_eq!(metadata.set("text", "last"), None);
+        assert_eq!(keys(&metadata).last(), Some(&"text"));
+    }
+}

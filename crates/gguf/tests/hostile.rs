@@ -1,6 +1,8 @@
 //! Every way in which a file can lie, and the line that each gets. The classes are those of llama.cpp's and
 //! Ollama's advisories (CVE numbers where one is known) and of what the format allows and nobody can use.
 
+#[path = "raw/memory.rs"]
+mod memory;
 mod raw;
 
 use std::path::Path;
@@ -8,6 +10,21 @@ use std::path::Path;
 use gguf::File;
 use raw::{ARRAY, BOOL, F32, I32, Q2_K, Q8_0, STRING, U8, U16, U32, U64};
 use raw::{array, file, file_aligned, header, pair, string, tensor};
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
+
+/// Opens `bytes`, and checks that the memory for it is justified by their length. The worst a file can do is many
+/// keys of no length: 13 bytes in the file, and an entry, its name and its place in the map here.
+#[track_caller]
+fn open(name: &str, bytes: Vec<u8>) -> Result<File, gguf::Error> {
+    /// For one error message.
+    const MESSAGE_BYTES: usize = 1 << 10;
+    let bound = 24 * bytes.len() + MESSAGE_BYTES;
+    let (peak, result) = memory::peak(|| File::from_vec(bytes));
+    assert!(peak <= bound.cast_signed(), "{name}: held {peak} bytes, {bound} are justified");
+    result
+}
 
 /// A tensor table of one and 32 bytes of data.
 fn one(tensor: Vec<u8>) -> Vec<u8> {
@@ -293,7 +310,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
 #[test]
 fn each_gets_its_line() {
     for (name, bytes, message) in cases() {
-        match File::from_vec(bytes) {
+        match open(name, bytes) {
             Ok(_) => panic!("{name}: accepted"),
             Err(error) => assert_eq!(error.to_string(), message, "{name}"),
         }
@@ -319,7 +336,7 @@ fn every_prefix_is_truncated() {
         let whole = raw::valid(version);
         File::from_vec(whole.clone()).expect("the whole file is valid");
         for len in 0..whole.len() {
-            let Err(error) = File::from_vec(whole[..len].to_vec()) else { panic!("accepted {len} bytes") };
+            let Err(error) = open("prefix", whole[..len].to_vec()) else { panic!("accepted {len} bytes") };
             let message = error.to_string();
             let said = ["the file is empty", "truncated?", "bytes that follow cannot hold"];
             assert!(said.iter().any(|said| message.contains(said)), "{len} bytes: {message}");
@@ -335,12 +352,32 @@ fn every_flipped_byte_is_survived() {
             let mut bytes = whole.clone();
             bytes[at] = value;
             // Either answer is right, as long as what is accepted can be used.
-            let Ok(file) = File::from_vec(bytes) else { continue };
+            let Ok(file) = open("flipped", bytes) else { continue };
             for tensor in file.tensors() {
                 assert_eq!(tensor.data.len(), tensor.rows() * tensor.row_bytes(), "byte {at} = {value}");
             }
         }
     }
+}
+
+#[test]
+fn many_of_the_smallest_are_justified_too() {
+    const MANY: u64 = 5_000;
+    let keys: Vec<_> = (0..MANY).map(|i| pair(i.to_string(), U8, [0])).collect();
+    assert_eq!(open("keys", file(3, &keys, &[], 0)).unwrap().metadata().len(), keys.len());
+    let strings = pair("k", ARRAY, array(STRING, MANY, vec![0; 8 * 5_000]));
+    open("strings", file(3, &[strings], &[], 0)).unwrap();
+    let tensors: Vec<_> = (0..MANY).map(|i| tensor(i.to_string(), &[1], F32, 32 * i)).collect();
+    let mut bytes = file(3, &[], &tensors, 32);
+    bytes.resize(bytes.len() + 32 * tensors.len(), 0);
+    // The data, which cost nothing, are not to justify the table.
+    let (table, whole) = (tensors.concat().len(), bytes.len());
+    let (peak, opened) = memory::peak(|| File::from_vec(bytes));
+    assert_eq!(opened.unwrap().tensors().len(), tensors.len());
+    assert!(
+        peak <= (24 * table).cast_signed(),
+        "tensors: held {peak} bytes for a table of {table} of {whole}"
+    );
 }
 
 #[test]
