@@ -54,7 +54,7 @@ pub enum Ffn {
 }
 
 /// A model's hyperparameters. Symbols as in [`crate::Stage`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
     /// Architecture.
     pub arch: Arch,

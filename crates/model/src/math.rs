@@ -2,7 +2,8 @@
 //!
 //! Nothing here comes from libm: a GPU, an AVX-512 core and a scalar core must give the same bits, so each function
 //! is a fixed sequence of IEEE operations (ARCHITECTURE.md, rule 4). A fused multiply-add happens where `mul_add`
-//! stands and nowhere else. The vector and CUDA twins repeat these sequences lane by lane.
+//! stands and nowhere else. The CUDA twin repeats these sequences; the CPU backend compiles this text for each of its
+//! vector widths, which is why everything here is inlined always.
 
 /// log2(e) rounded to f32, and what the rounding left over.
 pub const LOG2_E: [f32; 2] = [f32::from_bits(0x3fb8_aa3b), 1.925_963e-8];
@@ -19,7 +20,7 @@ pub const EXP2_RANGE: [f32; 2] = [-160.0, 129.0];
 pub const EXP_RANGE: [f32; 2] = [-110.0, 89.5];
 
 /// 2^x. NaN gives NaN; underflow is gradual; relative error below 1.2 units in the last place.
-#[inline]
+#[inline(always)]
 pub fn exp2(x: f32) -> f32 {
     let x = clamp(x, EXP2_RANGE);
     let n = x.round_ties_even();
@@ -27,7 +28,7 @@ pub fn exp2(x: f32) -> f32 {
 }
 
 /// e^x, as 2^(x log2 e) with the product carried to twice the precision. NaN gives NaN; underflow is gradual.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = clamp(x, EXP_RANGE);
     let n = (x * LOG2_E[0]).round_ties_even();
@@ -36,19 +37,19 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// x / (1 + e^-x), the gate of SwiGLU (Shazeer 2020).
-#[inline]
+#[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
 /// Comparisons written so that a NaN passes through unchanged, as the vector minimum and maximum do.
-#[inline]
+#[inline(always)]
 fn clamp(x: f32, [low, high]: [f32; 2]) -> f32 {
     let x = if high < x { high } else { x };
     if low > x { low } else { x }
 }
 
-#[inline]
+#[inline(always)]
 fn poly(r: f32) -> f32 {
     let c = EXP2_POLY;
     let p = r.mul_add(c[5], c[4]);
@@ -60,7 +61,7 @@ fn poly(r: f32) -> f32 {
 }
 
 /// p * 2^n in two halves, so that neither factor leaves the exponent range and a subnormal result is rounded once.
-#[inline]
+#[inline(always)]
 fn scale(p: f32, n: f32) -> f32 {
     // `as` saturates and sends NaN to 0; p is NaN then, and NaN times anything is NaN.
     let n = n as i32;
@@ -69,7 +70,7 @@ fn scale(p: f32, n: f32) -> f32 {
 }
 
 /// 2^n for -126 <= n <= 127.
-#[inline]
+#[inline(always)]
 fn pow2(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }

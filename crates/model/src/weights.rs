@@ -3,6 +3,8 @@
 //! Only names and shapes are looked at here. Each matrix keeps its own type: any mix within a layer is legal, and
 //! every backend dispatches on the tensor, never on the layer or the projection.
 
+use std::collections::BTreeMap;
+
 use gguf::{Dtype, File, Tensor};
 
 use crate::{Config, ConfigError, Ffn};
@@ -165,7 +167,7 @@ pub enum ModelError {
         dtype: Dtype,
     },
     /// A tensor that the forward would silently ignore, such as a bias.
-    #[error("tensor `{0}` has no place in this architecture; running without it would give wrong answers")]
+    #[error("tensor `{0}` has no place in this architecture; without it the answers would be wrong")]
     Unknown(String),
 }
 
@@ -177,48 +179,52 @@ impl Model {
         // The architecture is named before anything is said about tensors: a vocabulary-only or foreign file gets
         // the error that explains it.
         let config = Config::from_metadata(file.metadata(), embedding.unwrap_or(0))?;
-        if embedding.is_none() {
-            return Err(ModelError::Missing(name.into()));
-        }
-        check(file, &specs(&config))?;
-        let layers = (0..config.layers).map(|layer| load_layer(file, &config, layer)).collect();
-        let tensor = |name: &str| find(file, &format!("{name}.weight"));
-        let token_embd = tensor("token_embd");
-        let output = file.tensor("output.weight").unwrap_or(&token_embd).clone();
-        Ok(Model { weights: Weights { layers, output_norm: tensor("output_norm"), output, token_embd }, config })
+        Model::from_tensors(config, file.tensors())
     }
-}
 
-/// Every specified tensor is there in its shape, and nothing else is.
-fn check(file: &File, specs: &[Spec]) -> Result<(), ModelError> {
-    for spec in specs {
-        let Some(tensor) = file.tensor(&spec.name) else {
-            if spec.optional {
-                continue;
+    /// A model of this configuration from these tensors, in any order.
+    pub fn from_tensors(config: Config, tensors: &[Tensor]) -> Result<Model, ModelError> {
+        let mut by_name: BTreeMap<&str, &Tensor> = tensors.iter().map(|t| (&*t.name, t)).collect();
+        let mut found = BTreeMap::new();
+        for spec in specs(&config) {
+            match by_name.remove(&*spec.name) {
+                Some(tensor) => {
+                    check(&spec, tensor)?;
+                    found.insert(spec.name, tensor.clone());
+                }
+                None if spec.optional => {}
+                None => return Err(ModelError::Missing(spec.name)),
             }
-            return Err(ModelError::Missing(spec.name.clone()));
-        };
-        let name = || spec.name.clone();
-        if tensor.dims != spec.dims {
-            return Err(ModelError::Shape { name: name(), found: tensor.dims.clone(), want: spec.dims.clone() });
         }
-        if spec.dims.len() == 1 && !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(ModelError::NormType { name: name(), dtype: tensor.dtype });
+        // A bias, say, that the forward would silently ignore.
+        if let Some(name) = by_name.into_keys().next() {
+            return Err(ModelError::Unknown(name.into()));
         }
-    }
-    let known: std::collections::BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-    match file.tensors().iter().find(|t| !known.contains(&*t.name)) {
-        Some(tensor) => Err(ModelError::Unknown(tensor.name.to_string())),
-        None => Ok(()),
+        let mut take = |name: String| found.remove(&name);
+        let mut layer = |i: usize| load_layer(&config, |name| take(format!("blk.{i}.{name}.weight")).expect(CHECKED));
+        let layers = (0..config.layers).map(&mut layer).collect();
+        let token_embd = take("token_embd.weight".into()).expect(CHECKED);
+        let output = take("output.weight".into()).unwrap_or_else(|| token_embd.clone());
+        let output_norm = take("output_norm.weight".into()).expect(CHECKED);
+        Ok(Model { config, weights: Weights { token_embd, layers, output_norm, output } })
     }
 }
 
-fn find(file: &File, name: &str) -> Tensor {
-    file.tensor(name).expect("every tensor was checked before").clone()
+const CHECKED: &str = "every required tensor was found before";
+
+/// The tensor has the shape that the metadata implies, and a norm is stored as floats.
+fn check(spec: &Spec, tensor: &Tensor) -> Result<(), ModelError> {
+    let name = || spec.name.clone();
+    if tensor.dims != spec.dims {
+        return Err(ModelError::Shape { name: name(), found: tensor.dims.clone(), want: spec.dims.clone() });
+    }
+    if spec.dims.len() == 1 && !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        return Err(ModelError::NormType { name: name(), dtype: tensor.dtype });
+    }
+    Ok(())
 }
 
-fn load_layer(file: &File, config: &Config, layer: usize) -> LayerWeights {
-    let tensor = |name: &str| find(file, &format!("blk.{layer}.{name}.weight"));
+fn load_layer(config: &Config, mut tensor: impl FnMut(&str) -> Tensor) -> LayerWeights {
     LayerWeights {
         attn_norm: tensor("attn_norm"),
         attn_q: tensor("attn_q"),

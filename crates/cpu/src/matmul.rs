@@ -1,0 +1,305 @@
+//! Products of weight rows with activation rows (ARCHITECTURE.md, rules 1 and 2).
+//!
+//! The weight's own type picks the product: super-blocks of 256, small blocks of 32, or floats. Each output is
+//! computed by one thread in one written order; rows and activation rows may be cut between threads in any way.
+
+use std::ops::Range;
+
+use gguf::{Dtype, Tensor};
+use quant::fixed::{Activations, Fixed, FixedRow, SUB, block_len};
+use quant::{SmallBlock, SuperBlock};
+
+use crate::isa::{Isa, Task};
+use crate::kernels::{Block, Kernels, Sums, join};
+use crate::ops;
+
+/// A weight matrix: `rows` rows of `k` values. One expert of a stacked tensor is a matrix of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub(crate) dtype: Dtype,
+    pub(crate) k: usize,
+    pub(crate) rows: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// A two-dimensional tensor.
+    pub(crate) fn new(tensor: &'a Tensor) -> Matrix<'a> {
+        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows: tensor.rows(), bytes: &tensor.data }
+    }
+
+    /// Expert `e` of a `[K, N, E]` tensor.
+    pub(crate) fn expert(tensor: &'a Tensor, e: usize) -> Matrix<'a> {
+        let rows = tensor.dims[1];
+        let size = rows * tensor.row_bytes();
+        let bytes = &tensor.data[e * size..(e + 1) * size];
+        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows, bytes }
+    }
+
+    /// The bytes of row `n`.
+    pub(crate) fn row(&self, n: usize) -> &'a [u8] {
+        let size = self.bytes.len() / self.rows;
+        &self.bytes[n * size..(n + 1) * size]
+    }
+}
+
+/// Activation rows `[T, K]` in the forms that the weights of a stage need.
+#[derive(Default)]
+pub(crate) struct Operand {
+    pub(crate) k: usize,
+    /// `[T, K]`.
+    pub(crate) float: Vec<f32>,
+    /// The same in fixed point; filled only if some weight is quantised.
+    pub(crate) fixed: Fixed,
+}
+
+/// Whether a weight of this type is multiplied in fixed point.
+pub(crate) fn is_quantised(dtype: Dtype) -> bool {
+    !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Rounds one row to fixed point with the vector width of the machine.
+pub(crate) struct Fill<'a, 'b>(pub(crate) quant::fixed::FixedRowMut<'a>, pub(crate) &'b [f32]);
+
+impl Task for Fill<'_, '_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<K: Kernels>(mut self) {
+        self.0.fill(self.1);
+    }
+}
+
+/// `out[i][n - rows.start] = w[n] . x[picks[i]]`; `out` is `[picks.len(), rows.len()]`.
+pub(crate) fn product(isa: Isa, w: Matrix<'_>, rows: Range<usize>, x: &Operand, picks: &[u32], out: &mut [f32]) {
+    assert!(rows.end <= w.rows && w.k == x.k && out.len() == picks.len() * rows.len());
+    match w.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => isa.run(FloatProduct { w, rows, x: &x.float, picks, out }),
+        Dtype::Q2K | Dtype::Q3K | Dtype::Q4K | Dtype::Q5K | Dtype::Q6K => {
+            let x = &x.fixed;
+            match x.activations() {
+                Activations::A16 => isa.run(SuperProduct::<true> { w, rows, x, picks, out }),
+                Activations::A8 => isa.run(SuperProduct::<false> { w, rows, x, picks, out }),
+            }
+        }
+        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 => {
+            isa.run(SmallProduct { w, rows, x: &x.fixed, picks, out });
+        }
+    }
+}
+
+/// Activation rows that share an opened weight block.
+const TILE: usize = 8;
+
+struct SuperProduct<'a, const LOW: bool> {
+    w: Matrix<'a>,
+    rows: Range<usize>,
+    x: &'a Fixed,
+    picks: &'a [u32],
+    out: &'a mut [f32],
+}
+
+impl<const LOW: bool> Task for SuperProduct<'_, LOW> {
+    type Out = ();
+    #[inline(always)]
+    fn run<K: Kernels>(self) {
+        let SuperProduct { w, rows, x, picks, out } = self;
+        let stride = rows.len();
+        if picks.len() > 1 && super_panels::<K, LOW>(w, rows.clone(), x, picks, out) {
+            return;
+        }
+        for (tile, picks) in picks.chunks(TILE).enumerate() {
+            let mut xs = [x.row(picks[0] as usize); TILE];
+            picks.iter().enumerate().for_each(|(i, &t)| xs[i] = x.row(t as usize));
+            let xs = &xs[..picks.len()];
+            let out = &mut out[tile * TILE * stride..];
+            for n in rows.clone() {
+                let sums = super_row::<K, LOW>(w, n, xs);
+                for i in 0..xs.len() {
+                    out[i * stride + n - rows.start] = sums[i];
+                }
+            }
+        }
+    }
+}
+
+/// One weight row against up to [`TILE`] activation rows.
+#[inline(always)]
+fn super_row<K: Kernels, const LOW: bool>(w: Matrix<'_>, n: usize, xs: &[FixedRow<'_>]) -> [f32; TILE] {
+    let mut sums = [0f32; TILE];
+    let mut open = SuperBlock::default();
+    for (b, bytes) in w.row(n).chunks_exact(w.dtype.block_bytes()).enumerate() {
+        quant::open_super(w.dtype, bytes, &mut open);
+        for (sum, x) in sums.iter_mut().zip(xs) {
+            let x = block::<LOW>(x, b);
+            *sum += term::<LOW>(&open, K::super_dot::<LOW>(&open, x), x.scale);
+        }
+    }
+    sums
+}
+
+/// `s * (d * F - dmin * G)`.
+#[inline(always)]
+fn term<const LOW: bool>(w: &SuperBlock, sums: Sums, scale: f32) -> f32 {
+    let f = if LOW { join(sums.hi, sums.lo) } else { sums.hi as f32 };
+    scale * (w.d * f - w.dmin * sums.min as f32)
+}
+
+#[inline(always)]
+fn block<'a, const LOW: bool>(x: &FixedRow<'a>, b: usize) -> Block<'a> {
+    let plane = |p: &'a [i8]| p[b * 256..][..256].try_into().expect("a slice of 256");
+    let sums = |s: &'a [i16]| s[b * 16..][..16].try_into().expect("a slice of 16");
+    let (lo, sum_lo) = if LOW { (x.lo, x.sum_lo) } else { (x.hi, x.sum_hi) };
+    Block { hi: plane(x.hi), lo: plane(lo), sum_hi: sums(x.sum_hi), sum_lo: sums(sum_lo), scale: x.scale[b] }
+}
+
+/// Weight rows of a panel: the 32-bit lanes of the widest vector.
+pub(crate) const PANEL: usize = 16;
+
+/// Up to [`PANEL`] weight rows and the activation rows they meet.
+pub(crate) struct Panel<'a> {
+    w: Matrix<'a>,
+    rows: Range<usize>,
+    x: Vec<FixedRow<'a>>,
+    /// Outputs to a row of `out`, and where this panel's begin.
+    stride: usize,
+    offset: usize,
+}
+
+/// A block column of a panel: one opened super-block a row; rows that do not exist are zero.
+pub(crate) struct Opened {
+    pub(crate) rows: [SuperBlock; PANEL],
+    /// Whether a scale covers 32 weights.
+    pub(crate) wide: bool,
+}
+
+impl Opened {
+    pub(crate) fn new() -> Opened {
+        Opened { rows: std::array::from_fn(|_| SuperBlock::default()), wide: false }
+    }
+}
+
+impl Panel<'_> {
+    pub(crate) fn picks(&self) -> usize {
+        self.x.len()
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.w.k / 256
+    }
+
+    #[inline(always)]
+    pub(crate) fn open(&self, b: usize, into: &mut Opened) {
+        let size = self.w.dtype.block_bytes();
+        into.wide = matches!(self.w.dtype, Dtype::Q4K | Dtype::Q5K);
+        for (n, open) in self.rows.clone().zip(&mut into.rows) {
+            quant::open_super(self.w.dtype, &self.w.row(n)[b * size..][..size], open);
+        }
+    }
+
+    /// Block `b` of the `i`-th activation row. For one plane, the low parts alias the high ones.
+    #[inline(always)]
+    pub(crate) fn block(&self, i: usize, b: usize) -> Block<'_> {
+        if self.x[i].lo.is_empty() { block::<false>(&self.x[i], b) } else { block::<true>(&self.x[i], b) }
+    }
+
+    /// Copies `[picks][PANEL]` sums to their places in `out`.
+    pub(crate) fn store(&self, sums: &[[f32; PANEL]], out: &mut [f32]) {
+        for (i, sums) in sums.iter().enumerate() {
+            out[i * self.stride + self.offset..][..self.rows.len()].copy_from_slice(&sums[..self.rows.len()]);
+        }
+    }
+}
+
+#[inline(always)]
+fn super_panels<K: Kernels, const LOW: bool>(
+    w: Matrix<'_>,
+    rows: Range<usize>,
+    x: &Fixed,
+    picks: &[u32],
+    out: &mut [f32],
+) -> bool {
+    let xs: Vec<_> = picks.iter().map(|&t| x.row(t as usize)).collect();
+    let mut panel = Panel { w, rows: 0..0, x: xs, stride: rows.len(), offset: 0 };
+    for start in rows.clone().step_by(PANEL) {
+        panel.rows = start..(start + PANEL).min(rows.end);
+        panel.offset = start - rows.start;
+        if !K::super_panel::<LOW>(&panel, out) {
+            return false;
+        }
+    }
+    true
+}
+
+struct SmallProduct<'a> {
+    w: Matrix<'a>,
+    rows: Range<usize>,
+    x: &'a Fixed,
+    picks: &'a [u32],
+    out: &'a mut [f32],
+}
+
+impl Task for SmallProduct<'_> {
+    type Out = ();
+    /// Plain loops over fixed-size arrays: integer sums, so the compiler may vectorise them as it likes.
+    #[inline(always)]
+    fn run<K: Kernels>(self) {
+        let SmallProduct { w, rows, x, picks, out } = self;
+        let (stride, shared) = (rows.len(), block_len(w.k) / 32);
+        let mut open = SmallBlock::default();
+        for (tile, picks) in picks.chunks(TILE).enumerate() {
+            for n in rows.clone() {
+                let mut sums = [0f32; TILE];
+                for (b, bytes) in w.row(n).chunks_exact(w.dtype.block_bytes()).enumerate() {
+                    quant::open_small(w.dtype, bytes, &mut open);
+                    for (sum, &t) in sums.iter_mut().zip(picks) {
+                        let x = x.row(t as usize);
+                        *sum += small_term(&open, &x, b, x.scale[b / shared]);
+                    }
+                }
+                for i in 0..picks.len() {
+                    out[(tile * TILE + i) * stride + n - rows.start] = sums[i];
+                }
+            }
+        }
+    }
+}
+
+/// `s * (d * F + m * G)`; at most 128 * 128 * 32 a plane, so both conversions to f32 are exact.
+#[inline(always)]
+fn small_term(w: &SmallBlock, x: &FixedRow<'_>, b: usize, scale: f32) -> f32 {
+    let dot = |plane: &[i8]| -> i32 {
+        let plane: &[i8; 32] = plane[b * 32..][..32].try_into().expect("a slice of 32");
+        w.codes.iter().zip(plane).map(|(&c, &q)| i32::from(i16::from(c) * i16::from(q))).sum()
+    };
+    let sum = |sums: &[i16]| -> i32 { sums[b * (32 / SUB)..][..32 / SUB].iter().map(|&s| i32::from(s)).sum() };
+    let (f, g) = if x.lo.is_empty() {
+        (dot(x.hi) as f32, sum(x.sum_hi) as f32)
+    } else {
+        (join(dot(x.hi), dot(x.lo)), (256 * sum(x.sum_hi) + sum(x.sum_lo)) as f32)
+    };
+    scale * (w.d * f + w.m * g)
+}
+
+struct FloatProduct<'a> {
+    w: Matrix<'a>,
+    rows: Range<usize>,
+    x: &'a [f32],
+    picks: &'a [u32],
+    out: &'a mut [f32],
+}
+
+impl Task for FloatProduct<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<K: Kernels>(self) {
+        let FloatProduct { w, rows, x, picks, out } = self;
+        let stride = rows.len();
+        let mut row = vec![0f32; w.k];
+        for n in rows.clone() {
+            quant::dequantise_row(w.dtype, w.row(n), &mut row);
+            for (i, &t) in picks.iter().enumerate() {
+                out[i * stride + n - rows.start] = ops::dot::<32>(&row, &x[t as usize * w.k..][..w.k]);
+            }
+        }
+    }
+}
