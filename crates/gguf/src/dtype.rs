@@ -194,6 +194,7 @@ pub(crate) fn foreign_name(id: u32) -> String {
         38 => "IQ4_NL_8_8",
         39 => "MXFP4",
         40 => "NVFP4",
+        41 => "Q1_0",
         _ => return format!("{id}, which is not known"),
     };
     name.to_owned()

@@ -5,7 +5,7 @@ mod raw;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gguf::{Dtype, File};
+use gguf::{Dtype, File, Value};
 
 /// An empty directory of this test's own.
 fn directory(test: &str) -> PathBuf {
@@ -117,4 +117,35 @@ fn a_real_vocabulary() {
     assert_eq!(metadata.i32s("tokenizer.ggml.token_type").unwrap().len(), tokens.len());
     assert!(metadata.strings("tokenizer.ggml.merges").unwrap().iter().all(|merge| merge.contains(' ')));
     assert_eq!(file.tensors().len(), 0);
+}
+
+/// The other implementation's files, whole and in shards: see `data/make.py`.
+#[test]
+fn what_gguf_py_writes() {
+    #[track_caller]
+    fn check(name: &str, files: usize) {
+        let file = File::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap();
+        assert_eq!(file.paths().len(), files);
+        let metadata = file.metadata();
+        assert_eq!(metadata.str("general.architecture").unwrap(), "qwen3");
+        assert_eq!(metadata.str("general.name").unwrap(), "by gguf-py");
+        assert_eq!(metadata.u32("a.u8").unwrap(), 200);
+        assert_eq!(metadata.i64("a.i16").unwrap(), -300);
+        assert_eq!(metadata.get("a.f64"), Some(&Value::F64(1e-300)));
+        assert!(metadata.bool("a.bool").unwrap());
+        assert_eq!(metadata.f32s("a.floats").unwrap(), [0.5, -2.0]);
+        assert_eq!(metadata.strings("a.strings").unwrap(), ["Ġthe", "", "🦀"]);
+
+        let tensor = |name: &str| file.tensor(name).unwrap();
+        assert_eq!((tensor("f32").dtype, tensor("f32").dims.as_slice()), (Dtype::F32, &[3, 2][..]));
+        let floats =
+            tensor("f32").data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        assert_eq!(floats.collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!((tensor("f16").dtype, tensor("f16").dims.as_slice()), (Dtype::F16, &[4][..]));
+        assert_eq!((tensor("q8_0").dtype, tensor("q8_0").dims.as_slice()), (Dtype::Q8_0, &[32, 2][..]));
+        assert_eq!(*tensor("q8_0").data, Vec::from_iter(0..68));
+    }
+    check("whole.gguf", 1);
+    check("split-00001-of-00003.gguf", 3);
+    check("split-00003-of-00003.gguf", 3);
 }
