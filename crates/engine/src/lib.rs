@@ -1,9 +1,11 @@
 //! Tokens in, tokens out: tokenizer, chat template, sampler, KV blocks, generation.
 
+mod chat;
 mod detokenizer;
 mod rng;
 mod tokenizer;
 
+pub use chat::{ChatError, ChatTemplate, Conversation, Limits};
 pub use detokenizer::StreamDecoder;
 pub use rng::{bits_at, philox4x32};
 pub use tokenizer::{Specials, TokenKind, Tokenizer, TokenizerError};

@@ -1,0 +1,247 @@
+//! A conversation to the text that the model was trained to continue, by the file's own chat template. Knows
+//! nothing of tokens, and of no model's format.
+//!
+//! Templates are Jinja programs from the model file, written for Python: they are run as `transformers`'
+//! `apply_chat_template` runs them (its settings, `tojson`, `raise_exception` and `strftime_now`; Python's string
+//! and dict methods), and, since a file may be hostile, under a budget of work and of output.
+
+mod python;
+mod strftime;
+
+use std::error::Error as _;
+use std::io;
+
+use gguf::Metadata;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind, State};
+use serde_json::Value as Json;
+
+use crate::{Tokenizer, TokenizerError};
+
+const KEY: &str = "tokenizer.chat_template";
+/// The name that errors give the template: `(in chat_template:12)`.
+const NAME: &str = "chat_template";
+
+/// The budget of one rendering.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// minijinja's fuel: about one unit an instruction or 64 bytes handled.
+    pub fuel: u64,
+    /// The longest output, in bytes.
+    pub output: usize,
+}
+
+impl Default for Limits {
+    /// Room for conversations of tens of megabytes; an endless template is stopped within about a second.
+    fn default() -> Self {
+        Self { fuel: 4_000_000, output: 64 << 20 }
+    }
+}
+
+/// What a template is given.
+#[derive(Clone, Debug, Default)]
+pub struct Conversation {
+    /// The messages, each an object with `role`, `content`, perhaps `tool_calls`, ... in OpenAI's form. Arguments
+    /// of a tool call should be objects, as templates expect, not the JSON strings of OpenAI's wire format.
+    pub messages: Vec<Json>,
+    /// The tools' JSON schemas. Where there are none, templates see `none`.
+    pub tools: Vec<Json>,
+    /// Whether to end with the opening of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Whether a thinking model shall think; `None` leaves it to the template.
+    pub enable_thinking: Option<bool>,
+    /// Further variables by name, `chat_template_kwargs` elsewhere; they win over the ones above.
+    pub variables: serde_json::Map<String, Json>,
+    /// The time that `strftime_now` tells, in seconds since 1970 in the time zone to be told. Passed in, not asked
+    /// for: the same conversation must give the same text.
+    pub now: i64,
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    limits: Limits,
+    /// `bos_token`, `eos_token` and `pad_token`, as far as the file names them.
+    special_tokens: Vec<(&'static str, String)>,
+}
+
+impl ChatTemplate {
+    /// The template that a model file carries.
+    ///
+    /// # Errors
+    /// [`ChatError::Missing`] where it carries none: no format is guessed from the vocabulary.
+    pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        let source = metadata.opt_str(KEY)?.ok_or(ChatError::Missing)?;
+        let mut template = Self::new(source)?;
+        let eos = metadata.opt_u32("tokenizer.ggml.eos_token_id")?;
+        let named = [("bos_token", tokenizer.bos()), ("eos_token", eos), ("pad_token", tokenizer.padding())];
+        for (name, id) in named.into_iter().filter_map(|(name, id)| Some((name, id?))) {
+            template.special_tokens.push((name, tokenizer.decode(&[id])?));
+        }
+        Ok(template)
+    }
+
+    /// Compiles `source`, which sees no special tokens.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] where it is no valid template.
+    pub fn new(source: &str) -> Result<Self, ChatError> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(ChatError::Template)?);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::format);
+        environment.add_filter("string", python::string);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned(NAME, source.to_owned()).map_err(ChatError::Template)?;
+        Ok(Self { environment, limits: Limits::default(), special_tokens: Vec::new() }.with_limits(Limits::default()))
+    }
+
+    /// The same template under other limits.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.environment.set_fuel(Some(limits.fuel));
+        self.limits = limits;
+        self
+    }
+
+    /// The prompt for `conversation`: text that spells control tokens, for [`crate::Specials::Parse`].
+    ///
+    /// # Errors
+    /// [`ChatError::Refused`] where the template raises an exception, [`ChatError::Budget`] and
+    /// [`ChatError::TooLong`] where it exceeds its limits, [`ChatError::Template`] for other failures.
+    pub fn render(&self, conversation: &Conversation) -> Result<String, ChatError> {
+        let mut out = Bounded { text: Vec::new(), limit: self.limits.output, exceeded: false };
+        let rendered = self
+            .environment
+            .get_template(NAME)
+            .and_then(|template| template.render_captured_to(self.context(conversation), &mut out).map(drop));
+        match rendered {
+            Ok(()) => Ok(String::from_utf8(out.text).expect("templates write whole strings")),
+            Err(_) if out.exceeded => Err(ChatError::TooLong { limit: self.limits.output }),
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => Err(ChatError::Budget { fuel: self.limits.fuel }),
+            Err(error) => Err(match raised(&error) {
+                Some(message) => ChatError::Refused(message.to_owned()),
+                None => ChatError::Template(error),
+            }),
+        }
+    }
+
+    /// The template's variables, by the names that `transformers` gives them.
+    fn context(&self, conversation: &Conversation) -> Value {
+        let list = |items: &[Json]| -> Value { items.iter().map(value_of).collect() };
+        let tools = if conversation.tools.is_empty() { Value::from(()) } else { list(&conversation.tools) };
+        let mut variables = vec![
+            ("messages", list(&conversation.messages)),
+            ("tools", tools),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(conversation.add_generation_prompt)),
+            (NOW, Value::from(conversation.now)),
+        ];
+        variables.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
+        variables.extend(conversation.enable_thinking.map(|thinking| ("enable_thinking", Value::from(thinking))));
+        let others = conversation.variables.iter().map(|(name, value)| (name.as_str(), value_of(value)));
+        // Of two values for one name the later wins.
+        Value::from_pairs(variables.into_iter().chain(others))
+    }
+}
+
+/// A JSON value as templates see it, its objects in their order.
+fn value_of(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(value), _) => Value::from(value),
+            (_, Some(value)) => Value::from(value),
+            _ => Value::from(number.as_f64()),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(value_of).collect(),
+        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), value_of(value)))),
+    }
+}
+
+/// The variable in which [`strftime_now`] finds the time; no template can spell it.
+const NOW: &str = " now";
+
+fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
+    let now = state.lookup(NOW).and_then(|now| now.as_i64()).unwrap_or_default();
+    strftime::strftime(now, format).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
+}
+
+/// What a template said when it raised an exception.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
+}
+
+/// The message of the exception behind `error`, if the template raised one.
+fn raised(error: &Error) -> Option<&str> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return Some(message);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// A buffer that refuses to grow past its limit.
+struct Bounded {
+    text: Vec<u8>,
+    limit: usize,
+    exceeded: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit - self.text.len() {
+            self.exceeded = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Why there is no prompt. Each is one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// The file has no template.
+    #[error("{KEY}: missing, so the file does not say how a conversation is written (hint: --raw continues plain text)")]
+    Missing,
+    /// The key has another type than string.
+    #[error(transparent)]
+    Metadata(#[from] gguf::Error),
+    /// A special token is outside the vocabulary.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The template does not compile, or failed on this conversation.
+    #[error("chat template: {0}")]
+    Template(Error),
+    /// The template raised an exception: the conversation is not one that the model knows.
+    #[error("the chat template refuses the conversation: {0}")]
+    Refused(String),
+    /// The template ran for too long.
+    #[error("the chat template exceeded its budget of {fuel} units of work")]
+    #[allow(missing_docs, reason = "the message says it")]
+    Budget { fuel: u64 },
+    /// The template wrote too much.
+    #[error("the chat template wrote more than {limit} bytes")]
+    #[allow(missing_docs, reason = "the message says it")]
+    TooLong { limit: usize },
+}
