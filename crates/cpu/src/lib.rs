@@ -159,6 +159,10 @@ impl Backend for Cpu {
         self.max_rows
     }
 
+    fn context(&self) -> usize {
+        self.context
+    }
+
     fn kv_blocks(&self) -> usize {
         self.cache.blocks()
     }

@@ -166,6 +166,9 @@ pub trait Backend {
     /// The most rows a step may have.
     fn max_rows(&self) -> usize;
 
+    /// The positions a sequence may reach: what the rotary table and the step's buffers were made for.
+    fn context(&self) -> usize;
+
     /// The number of KV blocks of [`BLOCK`] positions; valid ids are below it.
     fn kv_blocks(&self) -> usize;
 

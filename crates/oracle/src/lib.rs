@@ -265,6 +265,10 @@ impl Backend for Oracle {
         self.max_rows
     }
 
+    fn context(&self) -> usize {
+        self.kv_blocks * BLOCK
+    }
+
     fn kv_blocks(&self) -> usize {
         self.kv_blocks
     }

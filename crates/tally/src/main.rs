@@ -1,1 +1,64 @@
-fn main() {}
+//! The command line: parses, hands over to one file a command, and turns a failure into one readable line.
+
+mod commands;
+mod failure;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::*;
+
+/// An inference engine for GGUF models whose CPU and GPU runs give the same bits.
+///
+/// Start with `tally run -p "fn main() {"`: without a model it runs the small one that ships in the binary.
+#[derive(Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate text from a prompt.
+    Run(run::Args),
+    /// Talk to a model.
+    Chat(chat::Args),
+    /// Show what is in a model file: metadata, tensors, and which type each tensor has in which layer.
+    Inspect(inspect::Args),
+    /// Measure prompt and generation speed, beside the machine's memory bandwidth.
+    Bench(bench::Args),
+    /// Measure how well a model predicts a text, and how far two runs are apart.
+    Perplexity(perplexity::Args),
+    /// Write a model in another tensor type.
+    Quantize(quantize::Args),
+    /// Write a model of random weights in a named shape.
+    Synth(synth::Args),
+    /// Turn text into token ids.
+    Tokenize(tokenize::Args),
+    /// Turn token ids into text.
+    Detokenize(detokenize::Args),
+    /// Print a completion script for a shell.
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => args.run(),
+        Command::Chat(args) => args.run(),
+        Command::Inspect(args) => args.run(),
+        Command::Bench(args) => args.run(),
+        Command::Perplexity(args) => args.run(),
+        Command::Quantize(args) => args.run(),
+        Command::Synth(args) => args.run(),
+        Command::Tokenize(args) => args.run(),
+        Command::Detokenize(args) => args.run(),
+        Command::Completions(args) => args.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,12 @@
+//! `tally detokenize`.
+
+use crate::failure::Failure;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        Ok(())
+    }
+}

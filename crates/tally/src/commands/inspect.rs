@@ -1,0 +1,12 @@
+//! `tally inspect`.
+
+use crate::failure::Failure;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        Ok(())
+    }
+}

@@ -1,0 +1,12 @@
+//! One file a command: its arguments and what it does.
+
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod detokenize;
+pub(crate) mod inspect;
+pub(crate) mod perplexity;
+pub(crate) mod quantize;
+pub(crate) mod run;
+pub(crate) mod synth;
+pub(crate) mod tokenize;

@@ -1,0 +1,81 @@
+//! How a command fails: one line that says what is wrong, a hint where one helps, and an exit code.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Bad input, a missing file, a full disk: whatever is not listed below. Usage errors exit with 2, as clap does.
+const FAILED: u8 = 1;
+/// The model computed something that is not a number.
+const NUMERIC: u8 = 3;
+/// The reader of standard output went away: 128 + SIGPIPE, as a shell would report it.
+const CLOSED: u8 = 141;
+
+/// A command's failure.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Failure {
+    /// A failure that says `message` and exits with 1.
+    pub(crate) fn new(message: impl Display) -> Failure {
+        Failure { message: message.to_string(), hint: None, code: FAILED }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(self, hint: impl Display) -> Failure {
+        Failure { hint: Some(hint.to_string()), ..self }
+    }
+
+    /// Prints the failure and gives its exit code. That standard error is closed as well is no further failure.
+    pub(crate) fn report(self) -> ExitCode {
+        let mut err = io::stderr().lock();
+        let _ = writeln!(err, "error: {}", self.message);
+        if let Some(hint) = self.hint {
+            let _ = writeln!(err, " hint: {hint}");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Errors of writing to standard output; files have errors of their own that name the path.
+    fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            let failure = Failure::new("standard output was closed before the command was done");
+            return Failure { code: CLOSED, ..failure };
+        }
+        Failure::new(format!("cannot write to standard output: {error}"))
+    }
+}
+
+impl From<gguf::Error> for Failure {
+    fn from(error: gguf::Error) -> Failure {
+        Failure::new(error)
+    }
+}
+
+impl From<model::ModelError> for Failure {
+    fn from(error: model::ModelError) -> Failure {
+        Failure::new(error)
+    }
+}
+
+impl From<engine::TokenizerError> for Failure {
+    fn from(error: engine::TokenizerError) -> Failure {
+        Failure::new(error)
+    }
+}
+
+impl From<engine::EngineError> for Failure {
+    fn from(error: engine::EngineError) -> Failure {
+        let code = match &error {
+            engine::EngineError::Sampler(_) => NUMERIC,
+            _ => FAILED,
+        };
+        Failure { code, ..Failure::new(error) }
+    }
+}

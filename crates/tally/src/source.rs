@@ -1,0 +1,26 @@
+//! Where a model comes from: a file, or the one that ships in the binary.
+
+use std::path::{Path, PathBuf};
+
+use gguf::File;
+
+use crate::failure::Failure;
+
+/// The model that ships; models/README.md says what it is and how it was made.
+static SHIPPED: &[u8] = include_bytes!("../../../models/tally-rs-12m.Q4_K_M.gguf");
+
+/// What the shipped model is called where a path would stand.
+pub(crate) const SHIPPED_NAME: &str = "the model that ships";
+
+/// Opens the model at `path`, or the one that ships.
+pub(crate) fn open(path: Option<&Path>) -> Result<File, Failure> {
+    match path {
+        Some(path) => Ok(File::open(path)?),
+        None => Ok(File::from_static(SHIPPED)?),
+    }
+}
+
+/// How a model is named in messages.
+pub(crate) fn name(path: &Option<PathBuf>) -> String {
+    path.as_ref().map_or(SHIPPED_NAME.into(), |p| p.display().to_string())
+}
