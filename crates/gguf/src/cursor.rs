@@ -110,12 +110,13 @@ impl<'a> Cursor<'a> {
     /// The specification wants UTF-8 and the writers in use (llama.cpp's converters, gguf-py) encode Python
     /// strings, so that anything else is a damaged file. Byte-level vocabularies are no exception: they store
     /// each byte as a printable character, and SentencePiece ones as `<0xE2>`.
-    pub(crate) fn str(&mut self, of: Subject<'_>) -> Result<&'a str, Error> {
+    pub(crate) fn string(&mut self, of: Subject<'_>) -> Result<String, Error> {
         let len = self.u64(of)?;
         let offset = self.offset;
-        let bytes = self.take(len, of)?;
-        std::str::from_utf8(bytes).map_err(|error| {
-            let offset = offset + error.valid_up_to();
+        // Copied before it is checked: the bytes may be mapped, and change in between.
+        let copy = self.take(len, of)?.to_vec();
+        String::from_utf8(copy).map_err(|error| {
+            let offset = offset + error.utf8_error().valid_up_to();
             ErrorKind::Utf8 { subject: of.to_string(), offset }.into()
         })
     }

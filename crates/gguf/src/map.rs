@@ -47,9 +47,9 @@ impl Part {
             return Err(ErrorKind::Empty.into());
         }
         // SAFETY: the map is read-only and private to this process. Its bytes change under us only if another
-        // process writes to the file, which no program that maps files can exclude; nothing here or in the
-        // crates above relies on them for memory safety once they are parsed, since all that steers an access
-        // (counts, shapes, offsets) is copied out and checked first. A file cut short raises SIGBUS, which
+        // process writes to the file, which no program that maps files can exclude. No memory access depends on
+        // that: all that steers one (counts, strings, shapes, offsets) is copied out first and checked after, and
+        // what stays in the map are weights, of which any bits are valid. A file cut short raises SIGBUS, which
         // `exit_on_shrink` turns into a message.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("cannot map", source))?;
         let parsed = parse(&Bytes::from_map(map))?;

@@ -75,10 +75,10 @@ fn metadata(cursor: &mut Cursor<'_>, pairs: usize) -> Result<Metadata, Error> {
     let mut metadata = Metadata::new();
     for i in 0..pairs {
         let offset = cursor.offset();
-        let key = cursor.str(Subject::Nth("metadata key", i as u64))?; // `usize` is at most 64 bits wide
-        let value = value(cursor, key)?;
-        if metadata.set(key, value).is_some() {
-            return Err(ErrorKind::DuplicateKey { key: key.to_owned(), offset }.into());
+        let key = cursor.string(Subject::Nth("metadata key", i as u64))?; // `usize` is at most 64 bits wide
+        let value = value(cursor, &key)?;
+        if metadata.set(&key, value).is_some() {
+            return Err(ErrorKind::DuplicateKey { key, offset }.into());
         }
     }
     Ok(metadata)
@@ -132,7 +132,7 @@ fn value(cursor: &mut Cursor<'_>, key: &str) -> Result<Value, Error> {
         ValueType::F32 => Value::F32(scalar(cursor, key)?),
         ValueType::F64 => Value::F64(scalar(cursor, key)?),
         ValueType::Bool => Value::Bool(bools(cursor, 1, key)?[0]),
-        ValueType::String => Value::String(cursor.str(Subject::Value("value", key))?.to_owned()),
+        ValueType::String => Value::String(cursor.string(Subject::Value("value", key))?),
         ValueType::Array => Value::Array(array(cursor, key)?),
     })
 }
@@ -179,16 +179,16 @@ fn bools(cursor: &mut Cursor<'_>, count: usize, key: &str) -> Result<Vec<bool>, 
 }
 
 fn strings(cursor: &mut Cursor<'_>, count: usize, key: &str) -> Result<Vec<String>, Error> {
-    (0..count).map(|i| Ok(cursor.str(Subject::Element(i, key))?.to_owned())).collect()
+    (0..count).map(|i| cursor.string(Subject::Element(i, key))).collect()
 }
 
 /// The `i`th entry of the tensor table.
 fn entry(cursor: &mut Cursor<'_>, i: usize, alignment: u64) -> Result<Entry, Error> {
-    let name = cursor.str(Subject::Nth("the name of tensor", i as u64))?; // `usize` is at most 64 bits wide
-    let subject = Subject::Tensor(name);
+    let name = cursor.string(Subject::Nth("the name of tensor", i as u64))?; // `usize` is at most 64 bits wide
+    let subject = Subject::Tensor(&name);
     let rank = cursor.u32(subject)? as usize; // at least 32 bits on every target with memory for a model
     if rank > MAX_RANK {
-        return Err(ErrorKind::Rank { tensor: name.to_owned(), rank }.into());
+        return Err(ErrorKind::Rank { tensor: name, rank }.into());
     }
     let mut dims = [0; MAX_RANK];
     for dim in &mut dims[..rank] {
@@ -197,11 +197,11 @@ fn entry(cursor: &mut Cursor<'_>, i: usize, alignment: u64) -> Result<Entry, Err
     let id = cursor.u32(subject)?;
     let offset = cursor.u64(subject)?;
     let Some(dtype) = Dtype::from_id(id) else {
-        return Err(ErrorKind::UnsupportedDtype { tensor: name.to_owned(), id }.into());
+        return Err(ErrorKind::UnsupportedDtype { tensor: name, id }.into());
     };
-    let (dims, size) = extent::tensor_extent(name, dtype, &dims[..rank])?;
+    let (dims, size) = extent::tensor_extent(&name, dtype, &dims[..rank])?;
     if !offset.is_multiple_of(alignment) {
-        return Err(ErrorKind::Misaligned { tensor: name.to_owned(), offset, alignment }.into());
+        return Err(ErrorKind::Misaligned { tensor: name, offset, alignment }.into());
     }
     Ok(Entry { name: name.into(), dtype, dims, offset, size })
 }
