@@ -3,9 +3,13 @@
 mod chat;
 mod detokenizer;
 mod rng;
+mod sampler;
+mod stop;
 mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation, Limits};
 pub use detokenizer::StreamDecoder;
 pub use rng::{bits_at, philox4x32};
+pub use sampler::{Sampler, SamplerError, SamplerParams, TokenLogprob, logprobs};
+pub use stop::{EmptyStop, StopStrings};
 pub use tokenizer::{Specials, TokenKind, Tokenizer, TokenizerError};

@@ -1,0 +1,250 @@
+//! Logits to one token. Knows nothing of text, models or batches.
+//!
+//! The arithmetic is part of Tally's promise of equal bits: the same logits, history, parameters, seed and position
+//! give the same token on any device. In order:
+//!
+//! 1. `params.rs` adjusts raw logits: penalties, then bias, in f32 as written there.
+//! 2. Greedy: the largest logit, of equals the lowest id. Else every logit becomes an integer weight,
+//!    `w = round_ties_even(exp((l - l_max) * (1 / T)) * 2^32)`, where `1 / T` is rounded to f32 once, the difference
+//!    and the product to f32, `exp` is the project's own, and what follows it is exact. Weights being integers, no
+//!    sum below depends on its order.
+//! 3. Tokens of weight 0 drop out. Of the others, by (logit descending, id ascending): top-k keeps the first k; top-p
+//!    the shortest beginning whose weight is at least `ceil(top_p * total)` of what top-k kept; min-p those with
+//!    `w >= ceil(min_p * w_max)`. Both products are exact, with the f32 parameter taken at its exact value.
+//! 4. `r = floor(bits * total / 2^64)`, with 64 random bits that depend on seed and position alone; the token is the
+//!    first in ascending id order at which the cumulated weight exceeds r.
+
+mod logprobs;
+mod params;
+
+use std::cmp::Ordering;
+
+use model::math;
+
+use crate::rng;
+pub use logprobs::{TokenLogprob, logprobs};
+pub use params::SamplerParams;
+
+/// A token that may be drawn.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    /// After penalties and bias.
+    logit: f32,
+    /// In units of 2^-32 of the likeliest token's.
+    weight: u64,
+}
+
+impl Candidate {
+    /// The order of top-k and top-p. Logits are finite, and -0 equals +0.
+    fn rank(&self, other: &Self) -> Ordering {
+        other.logit.partial_cmp(&self.logit).unwrap_or(Ordering::Equal).then(self.id.cmp(&other.id))
+    }
+}
+
+/// Chooses tokens by checked parameters. What it chooses depends on its arguments only: it keeps buffers, no state.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplerParams,
+    logits: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// Checks `params`.
+    ///
+    /// # Errors
+    /// [`SamplerError::Parameter`] for one outside its range.
+    pub fn new(params: SamplerParams) -> Result<Self, SamplerError> {
+        params.check()?;
+        Ok(Self { params, logits: Vec::new(), candidates: Vec::new() })
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &SamplerParams {
+        &self.params
+    }
+
+    /// The id of the next token.
+    ///
+    /// `logits`: `[V]`, as the model gives them. `history`: the tokens before this one, prompt included; penalties
+    /// look at its end. `position`: the place of the token to choose in the sequence, from 0.
+    ///
+    /// # Errors
+    /// [`SamplerError::NonFinite`] for a NaN or an infinity among the logits; [`SamplerError::NoLogits`];
+    /// [`SamplerError::BiasedId`] for a bias on an id that there is not.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32], position: u64) -> Result<u32, SamplerError> {
+        let mut best = first_maximum(logits)?;
+        let mut logits = logits;
+        if self.params.adjusts() {
+            self.logits.clear();
+            self.logits.extend_from_slice(logits);
+            self.params.adjust(&mut self.logits, history)?;
+            logits = &self.logits;
+            best = first_maximum(logits)?;
+        }
+        if self.params.is_greedy() {
+            return Ok(best);
+        }
+
+        weigh(logits, logits[best as usize], self.params.temperature, &mut self.candidates);
+        if self.params.top_k > 0 {
+            top_k(&mut self.candidates, self.params.top_k);
+        }
+        if self.params.top_p < 1.0 {
+            top_p(&mut self.candidates, self.params.top_p);
+        }
+        if self.params.min_p > 0.0 {
+            min_p(&mut self.candidates, self.params.min_p);
+        }
+        // Untruncated candidates are in id order already, and a sorted vector sorts in one pass.
+        self.candidates.sort_unstable_by_key(|candidate| candidate.id);
+        Ok(draw(&self.candidates, rng::bits_at(self.params.seed, position)))
+    }
+}
+
+/// The id of the largest logit, of equals the lowest. Every logit is checked on the way.
+fn first_maximum(logits: &[f32]) -> Result<u32, SamplerError> {
+    const LANES: usize = 16;
+    const EXPONENT: u32 = f32::INFINITY.to_bits();
+    // Lanes, for the compiler to use vectors: a maximum rounds nothing, so its order is free.
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let mut faults = [false; LANES];
+    for chunk in logits.chunks(LANES) {
+        for ((&logit, max), fault) in chunk.iter().zip(&mut maxima).zip(&mut faults) {
+            *max = if logit > *max { logit } else { *max };
+            *fault |= logit.to_bits() & EXPONENT == EXPONENT;
+        }
+    }
+    if faults.contains(&true) {
+        return Err(SamplerError::non_finite(logits));
+    }
+    let max = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let best = logits.iter().position(|&logit| logit == max).ok_or(SamplerError::NoLogits)?;
+    u32::try_from(best).map_err(|_| SamplerError::NoLogits)
+}
+
+/// Replaces `candidates` with the tokens of positive weight, in id order.
+fn weigh(logits: &[f32], max: f32, temperature: f32, candidates: &mut Vec<Candidate>) {
+    const ONE: f64 = (1u64 << 32) as f64; // exact
+    /// exp(-23) * 2^32 is 0.44, which rounds to 0.
+    const NO_WEIGHT: f32 = -23.0;
+    let inverse = 1.0 / temperature;
+    candidates.clear();
+    for (id, &logit) in (0u32..).zip(logits) {
+        let scaled = (logit - max) * inverse;
+        if scaled > NO_WEIGHT {
+            // From 0 to 2^32, so the conversion is exact.
+            let weight = (f64::from(math::exp(scaled)) * ONE).round_ties_even() as u64;
+            if weight > 0 {
+                candidates.push(Candidate { id, logit, weight });
+            }
+        }
+    }
+}
+
+/// Their weights' sum: below 2^32 candidates of at most 2^32.
+fn total(candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(|candidate| candidate.weight).sum()
+}
+
+/// Moves the first `k` by rank to the front, in any order, if there are more.
+fn select(candidates: &mut [Candidate], k: usize) {
+    if k < candidates.len() {
+        candidates.select_nth_unstable_by(k, Candidate::rank);
+    }
+}
+
+fn top_k(candidates: &mut Vec<Candidate>, k: usize) {
+    select(candidates, k);
+    candidates.truncate(k);
+}
+
+fn top_p(candidates: &mut Vec<Candidate>, p: f32) {
+    let needed = part(p, total(candidates));
+    // A vocabulary is not sorted for the few dozen tokens that usually suffice: ever longer beginnings are tried.
+    let mut k = candidates.len().min(64);
+    loop {
+        select(candidates, k);
+        if k == candidates.len() || total(&candidates[..k]) >= needed {
+            break;
+        }
+        k = k.saturating_mul(8).min(candidates.len());
+    }
+    candidates.truncate(k);
+    candidates.sort_unstable_by(Candidate::rank);
+    let mut sum = 0;
+    let short = candidates.iter().take_while(|candidate| {
+        sum += candidate.weight;
+        sum < needed
+    });
+    let kept = short.count() + 1;
+    candidates.truncate(kept);
+}
+
+fn min_p(candidates: &mut Vec<Candidate>, p: f32) {
+    let max = candidates.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
+    let needed = part(p, max);
+    candidates.retain(|candidate| candidate.weight >= needed);
+}
+
+/// `ceil(fraction * whole)` without rounding, for a fraction from 0 to 1.
+fn part(fraction: f32, whole: u64) -> u64 {
+    // fraction = mantissa * 2^-shift, a subnormal's exponent being that of the smallest normal number
+    let (bits, exponent) = (fraction.to_bits() & 0x7F_FFFF, fraction.to_bits() >> 23);
+    let mantissa = if exponent == 0 { bits } else { bits | 0x80_0000 };
+    let shift = 150 - exponent.max(1);
+    let product = u128::from(mantissa) * u128::from(whole); // below 2^88
+    let parts = if shift < u128::BITS { product.div_ceil(1 << shift) } else { u128::from(product > 0) };
+    u64::try_from(parts).expect("a fraction of a u64 is one")
+}
+
+/// The token that `bits` select. `candidates`: in ascending id order, at least one.
+fn draw(candidates: &[Candidate], bits: u64) -> u32 {
+    let product = u128::from(bits) * u128::from(total(candidates));
+    let mut rest = (product >> 64) as u64; // below the total
+    for candidate in candidates {
+        if rest < candidate.weight {
+            return candidate.id;
+        }
+        rest -= candidate.weight;
+    }
+    unreachable!("the likeliest token has weight 2^32, and r is below the total")
+}
+
+/// Why no token can be chosen. Each is one line.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SamplerError {
+    /// A parameter is outside its range.
+    #[error("{name} is {value}; it must be {range}")]
+    #[allow(missing_docs, reason = "the message says it")]
+    Parameter { name: &'static str, value: f32, range: &'static str },
+    /// A bias names an id beyond the logits.
+    #[error("logit_bias: token id {id} is outside the vocabulary of {len} tokens")]
+    #[allow(missing_docs, reason = "the message says it")]
+    BiasedId { id: u32, len: usize },
+    /// The model computed no numbers: a numeric fault, which no choice of token can mend.
+    #[error("{nan} NaN and {infinite} infinite among {len} logits, the first at token id {first}")]
+    #[allow(missing_docs, reason = "the message says it")]
+    NonFinite { nan: usize, infinite: usize, first: usize, len: usize },
+    /// There are no logits, or more than ids.
+    #[error("there are no logits to choose from")]
+    NoLogits,
+}
+
+impl SamplerError {
+    #[cold]
+    fn non_finite(logits: &[f32]) -> Self {
+        let count = |fault: fn(&f32) -> bool| logits.iter().filter(|logit| fault(logit)).count();
+        Self::NonFinite {
+            nan: count(|logit| logit.is_nan()),
+            infinite: count(|logit| logit.is_infinite()),
+            first: logits.iter().position(|logit| !logit.is_finite()).unwrap_or_default(),
+            len: logits.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
