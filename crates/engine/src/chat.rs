@@ -5,11 +5,14 @@
 //! `apply_chat_template` runs them (its settings, `tojson`, `raise_exception` and `strftime_now`; Python's string
 //! and dict methods), and, since a file may be hostile, under a budget of work and of output.
 
+mod json;
 mod python;
 mod strftime;
 
 use std::error::Error as _;
-use std::io;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use std::{io, thread};
 
 use gguf::Metadata;
 use minijinja::syntax::SyntaxConfig;
@@ -30,12 +33,16 @@ pub struct Limits {
     pub fuel: u64,
     /// The longest output, in bytes.
     pub output: usize,
+    /// The longest time. Fuel ends almost all hostile templates within a fraction of a second; this is for what
+    /// minijinja does without asking for fuel, such as comparing two lists that hold themselves many times over.
+    /// Such a rendering cannot be interrupted: it is abandoned, and goes on until it is done or the process ends.
+    pub time: Duration,
 }
 
 impl Default for Limits {
-    /// Room for conversations of tens of megabytes; an endless template is stopped within about a second.
+    /// Room for thousands of messages and megabytes of text.
     fn default() -> Self {
-        Self { fuel: 4_000_000, output: 64 << 20 }
+        Self { fuel: 1_000_000, output: 32 << 20, time: Duration::from_secs(5) }
     }
 }
 
@@ -61,7 +68,7 @@ pub struct Conversation {
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     limits: Limits,
     /// `bos_token`, `eos_token` and `pad_token`, as far as the file names them.
     special_tokens: Vec<(&'static str, String)>,
@@ -83,52 +90,34 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// Compiles `source`, which sees no special tokens.
+    /// Compiles `source`, which sees no special tokens, under the default limits.
     ///
     /// # Errors
     /// [`ChatError::Template`] where it is no valid template.
     pub fn new(source: &str) -> Result<Self, ChatError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(ChatError::Template)?);
-        environment.set_unknown_method_callback(python::method);
-        environment.set_formatter(python::format);
-        environment.add_filter("string", python::string);
-        environment.add_filter("tojson", python::tojson);
-        environment.add_test("iterable", python::is_iterable);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(ChatError::Template)?;
-        Ok(Self { environment, limits: Limits::default(), special_tokens: Vec::new() }.with_limits(Limits::default()))
+        Self::with_limits(source, Limits::default())
     }
 
-    /// The same template under other limits.
-    pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.environment.set_fuel(Some(limits.fuel));
-        self.limits = limits;
-        self
+    /// Compiles `source`, which sees no special tokens, under other limits.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] where it is no valid template.
+    pub fn with_limits(source: &str, limits: Limits) -> Result<Self, ChatError> {
+        let source = source.to_owned();
+        let environment =
+            bounded(limits, move || environment(source, limits.fuel).map_err(ChatError::Template))?;
+        Ok(Self { environment: Arc::new(environment), limits, special_tokens: Vec::new() })
     }
 
     /// The prompt for `conversation`: text that spells control tokens, for [`crate::Specials::Parse`].
     ///
     /// # Errors
-    /// [`ChatError::Refused`] where the template raises an exception, [`ChatError::Budget`] and
-    /// [`ChatError::TooLong`] where it exceeds its limits, [`ChatError::Template`] for other failures.
+    /// [`ChatError::Refused`] where the template raises an exception; [`ChatError::Budget`], [`ChatError::TooLong`]
+    /// and [`ChatError::TooSlow`] where it exceeds its limits; [`ChatError::Template`] for other failures.
     pub fn render(&self, conversation: &Conversation) -> Result<String, ChatError> {
-        let mut out = Bounded { text: Vec::new(), limit: self.limits.output, exceeded: false };
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(self.context(conversation), &mut out).map(drop));
-        match rendered {
-            Ok(()) => Ok(String::from_utf8(out.text).expect("templates write whole strings")),
-            Err(_) if out.exceeded => Err(ChatError::TooLong { limit: self.limits.output }),
-            Err(error) if error.kind() == ErrorKind::OutOfFuel => Err(ChatError::Budget { fuel: self.limits.fuel }),
-            Err(error) => Err(match raised(&error) {
-                Some(message) => ChatError::Refused(message.to_owned()),
-                None => ChatError::Template(error),
-            }),
-        }
+        let (environment, context, limits) =
+            (Arc::clone(&self.environment), self.context(conversation), self.limits);
+        bounded(limits, move || render(&environment, context, limits))
     }
 
     /// The template's variables, by the names that `transformers` gives them.
@@ -142,11 +131,66 @@ impl ChatTemplate {
             ("add_generation_prompt", Value::from(conversation.add_generation_prompt)),
             (NOW, Value::from(conversation.now)),
         ];
-        variables.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
-        variables.extend(conversation.enable_thinking.map(|thinking| ("enable_thinking", Value::from(thinking))));
+        variables
+            .extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
+        variables
+            .extend(conversation.enable_thinking.map(|thinking| ("enable_thinking", Value::from(thinking))));
         let others = conversation.variables.iter().map(|(name, value)| (name.as_str(), value_of(value)));
         // Of two values for one name the later wins.
         Value::from_pairs(variables.into_iter().chain(others))
+    }
+}
+
+/// Minijinja set up as `transformers` sets up Jinja, with `source` compiled.
+fn environment(source: String, fuel: u64) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(fuel));
+    environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(python::format);
+    environment.add_filter("string", python::string);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_template_owned(NAME, source)?;
+    Ok(environment)
+}
+
+fn render(environment: &Environment<'_>, context: Value, limits: Limits) -> Result<String, ChatError> {
+    let mut out = Bounded { text: Vec::new(), limit: limits.output, exceeded: false };
+    let template = environment.get_template(NAME);
+    match template.and_then(|template| template.render_captured_to(context, &mut out).map(drop)) {
+        Ok(()) => Ok(String::from_utf8(out.text).expect("templates write whole strings")),
+        Err(_) if out.exceeded => Err(ChatError::TooLong { limit: limits.output }),
+        Err(error) if error.kind() == ErrorKind::OutOfFuel => Err(ChatError::Budget { fuel: limits.fuel }),
+        Err(error) => Err(match raised(&error) {
+            Some(message) => ChatError::Refused(message.to_owned()),
+            None => ChatError::Template(error),
+        }),
+    }
+}
+
+/// Runs `work` on a thread of its own, which a hostile template can neither overflow nor hold up.
+///
+/// The stack: a value nested as deep as the fuel allows is dropped, compared and written by recursion. A level costs
+/// at least 3 units of fuel to build, and a debug build's frames some 300 bytes to walk; the pages are only
+/// reserved until they are used.
+fn bounded<T: Send + 'static>(
+    limits: Limits,
+    work: impl FnOnce() -> Result<T, ChatError> + Send + 'static,
+) -> Result<T, ChatError> {
+    const STACK_PER_FUEL: u64 = 256;
+    let stack =
+        usize::try_from(limits.fuel.saturating_mul(STACK_PER_FUEL)).unwrap_or(usize::MAX).max(1 << 20);
+    let (send, receive) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name("chat template".into()).stack_size(stack);
+    // Nobody hears a late answer: then the send fails, and that is all.
+    thread.spawn(move || drop(send.send(work()))).map_err(ChatError::Thread)?;
+    match receive.recv_timeout(limits.time) {
+        Ok(done) => done,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(ChatError::TooSlow { limit: limits.time }),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(ChatError::Panicked),
     }
 }
 
@@ -162,7 +206,9 @@ fn value_of(json: &Json) -> Value {
         },
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(value_of).collect(),
-        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), value_of(value)))),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), value_of(value))))
+        }
     }
 }
 
@@ -222,7 +268,9 @@ impl io::Write for Bounded {
 #[non_exhaustive]
 pub enum ChatError {
     /// The file has no template.
-    #[error("{KEY}: missing, so the file does not say how a conversation is written (hint: --raw continues plain text)")]
+    #[error(
+        "{KEY}: missing, so the file does not say how a conversation is written (hint: --raw continues plain text)"
+    )]
     Missing,
     /// The key has another type than string.
     #[error(transparent)]
@@ -240,6 +288,16 @@ pub enum ChatError {
     #[error("the chat template exceeded its budget of {fuel} units of work")]
     #[allow(missing_docs, reason = "the message says it")]
     Budget { fuel: u64 },
+    /// The template ran for too long without using up its budget.
+    #[error("the chat template was not done after {limit:?}")]
+    #[allow(missing_docs, reason = "the message says it")]
+    TooSlow { limit: Duration },
+    /// There is no thread to run the template on.
+    #[error("cannot start a thread for the chat template: {0}")]
+    Thread(io::Error),
+    /// The template engine panicked: a fault of its own, kept from taking the process with it.
+    #[error("the template engine panicked on the chat template")]
+    Panicked,
     /// The template wrote too much.
     #[error("the chat template wrote more than {limit} bytes")]
     #[allow(missing_docs, reason = "the message says it")]

@@ -112,7 +112,11 @@ mod tests {
             (&["世界"], &["a世", "界b"], &["a", "", ""], Some(0)),
             (&["\n\n"], &["a\n", "b\n", "\n"], &["a", "\nb", "", ""], Some(0)),
         ] {
-            assert_eq!(stream(stops, pieces), (want.iter().map(|s| s.to_string()).collect(), matched), "{stops:?} {pieces:?}");
+            assert_eq!(
+                stream(stops, pieces),
+                (want.iter().map(|s| s.to_string()).collect(), matched),
+                "{stops:?} {pieces:?}"
+            );
         }
         assert_eq!(StopStrings::new(["a", ""]).unwrap_err(), EmptyStop);
     }
@@ -120,7 +124,8 @@ mod tests {
     /// Where the first match ends, by trying every end.
     fn naive<'t>(stops: &[String], text: &'t str) -> (&'t str, bool) {
         for end in text.char_indices().map(|(i, c)| i + c.len_utf8()) {
-            let longest = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
+            let longest =
+                stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
             if let Some(len) = longest {
                 return (&text[..end - len], true);
             }

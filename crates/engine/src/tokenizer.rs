@@ -19,8 +19,8 @@ use gguf::Metadata;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{Model, NormalizedString};
 
-use vocab::Vocab;
 pub use vocab::TokenKind;
+use vocab::Vocab;
 
 /// Names of tokens that end a turn or a document whatever the file's `eos_token_id` says: chat-tuned files often
 /// name one of the two only.
@@ -68,9 +68,10 @@ impl Tokenizer {
 
         let id = |key: &'static str| -> Result<Option<u32>, TokenizerError> {
             match metadata.opt_u32(key)? {
-                Some(id) if vocab.bytes(id).is_none() => {
-                    Err(TokenizerError::invalid(key, format!("{id} is outside the vocabulary of {} tokens", vocab.len())))
-                }
+                Some(id) if vocab.bytes(id).is_none() => Err(TokenizerError::invalid(
+                    key,
+                    format!("{id} is outside the vocabulary of {} tokens", vocab.len()),
+                )),
                 id => Ok(id),
             }
         };

@@ -4,8 +4,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use engine::{ChatTemplate, Conversation};
+use engine::{ChatError, ChatTemplate, Conversation, Limits};
 use serde_json::Value as Json;
 
 fn data() -> PathBuf {
@@ -40,7 +41,10 @@ fn check(name: &str, path: &Path) {
         let got = template.render(&conversation(case));
         match fs::read_to_string(expected.with_file_name(format!("{name}.{case_name}.txt"))) {
             Ok(want) if got.as_ref().is_ok_and(|got| *got == want) => {}
-            Ok(want) => wrong.push(format!("== {name}, {case_name}\n-- Python\n{want}\n-- here\n{got:?}\n{}", got.as_deref().unwrap_or(""))),
+            Ok(want) => wrong.push(format!(
+                "== {name}, {case_name}\n-- Python\n{want}\n-- here\n{got:?}\n{}",
+                got.as_deref().unwrap_or("")
+            )),
             Err(_) => {
                 let error = expected.with_file_name(format!("{name}.{case_name}.error"));
                 assert!(error.exists(), "no expected file for {name}, {case_name}");
@@ -56,7 +60,8 @@ fn check(name: &str, path: &Path) {
 #[test]
 fn real_templates_as_in_python() {
     for name in ["Qwen3-Coder", "Qwen-Qwen3-0.6B", "Qwen-Qwen2.5-7B-Instruct"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../../shared/data/templates/{name}.jinja"));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("../../../shared/data/templates/{name}.jinja"));
         if !path.exists() {
             println!("did not run: {} is not there", path.display());
             return;
@@ -68,4 +73,94 @@ fn real_templates_as_in_python() {
 #[test]
 fn python_semantics() {
     check("python", &data().join("python.jinja"));
+}
+
+/// The error of rendering `source` for a conversation without messages; it must be one line with `want` in it.
+fn check_stopped(name: &str, source: &str, limits: Limits, want: &str) {
+    let rendered = ChatTemplate::with_limits(source, limits).and_then(|t| t.render(&Conversation::default()));
+    let error = rendered.expect_err(name).to_string();
+    assert!(error.contains(want) && !error.contains('\n'), "{name}: {error}");
+}
+
+#[test]
+fn hostile_templates_are_stopped() {
+    let budget = "exceeded its budget of 1000000 units of work";
+    let repeat = |body: &str| {
+        format!(
+            "{{% set ns = namespace(x=[1], s='aaaaaaaa') %}}{{% for i in range(60) %}}{body}{{% endfor %}}"
+        )
+    };
+    let shared = repeat("{% set ns.x = [ns.x, ns.x] %}");
+    for (name, source, want) in [
+        (
+            "nested loops",
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            budget,
+        ),
+        ("a string doubled", &repeat("{% set ns.s = ns.s ~ ns.s %}"), budget),
+        ("a string multiplied", "{{ 'a' * 100000000000 }}", budget),
+        ("a long range", "{{ range(100000000000) | list }}", "range has too many elements"),
+        ("endless recursion", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion limit"),
+        ("lists that share, as JSON", &(shared.clone() + "{{ ns.x | tojson }}"), budget),
+        ("lists that share, printed", &(shared.clone() + "{{ ns.x }}"), budget),
+        ("lists that share, as a string", &(shared.clone() + "{{ ns.x | string }}"), budget),
+        ("deep parentheses", &("{{ ".to_owned() + &"(".repeat(100_000)), "recursion"),
+        ("no template", "{% if %}", "syntax error"),
+        ("another file", "{% include '/etc/passwd' %}", "template not found"),
+        (
+            "an exception",
+            "{{ raise_exception('roles must alternate') }}",
+            "refuses the conversation: roles must alternate",
+        ),
+        ("an unknown date", "{{ strftime_now('%Q') }}", "unknown directive %Q"),
+    ] {
+        check_stopped(name, source, Limits::default(), want);
+    }
+}
+
+/// Values and expressions nested far deeper than a thread's usual stack: dropping them recurses as well.
+#[test]
+fn deep_nesting_overflows_no_stack() {
+    let deep = "{% set ns = namespace(x=[1]) %}{% for j in range(999) %}{% for i in range(999) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+    check_stopped("in a loop", deep, Limits::default(), "exceeded its budget");
+    let written_out = "{% set x = 1 %}".to_owned() + &"{% set x=[x] %}".repeat(500_000);
+    check_stopped("written out", &written_out, Limits::default(), "exceeded its budget");
+    let shallow = deep.replace("999", "100");
+    for tail in ["{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x | string }}"] {
+        check_stopped(tail, &(shallow.clone() + tail), Limits::default(), "nested deeper than 128");
+    }
+    let long_sum = "{{ 1".to_owned() + &"+1".repeat(200_000) + " }}";
+    assert_eq!(ChatTemplate::new(&long_sum).unwrap().render(&Conversation::default()).unwrap(), "200001");
+}
+
+#[test]
+fn output_and_time_are_limited() {
+    let limits = Limits { output: 10, ..Limits::default() };
+    check_stopped("output", "{{ 'abcdefghijk' }}", limits, "wrote more than 10 bytes");
+    assert_eq!(
+        ChatTemplate::with_limits("{{ 'abcdefghij' }}", limits)
+            .unwrap()
+            .render(&Conversation::default())
+            .unwrap(),
+        "abcdefghij"
+    );
+    // Comparing costs minijinja no fuel: 2^40 comparisons, abandoned. Not 2^60, so that the thread ends some day.
+    let compare = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
+    let limits = Limits { time: Duration::from_millis(100), ..Limits::default() };
+    check_stopped("time", compare, limits, "was not done after 100ms");
+}
+
+/// The default limits leave room: 3,000 messages, 2 MB.
+#[test]
+fn long_conversations_fit() {
+    let template = ChatTemplate::new(&fs::read_to_string(data().join("chatml.jinja")).unwrap()).unwrap();
+    let message = |i: usize| serde_json::json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "word ".repeat(140)});
+    let conversation = Conversation { messages: (0..3000).map(message).collect(), ..Default::default() };
+    assert!(template.render(&conversation).unwrap().len() > 2_000_000);
+}
+
+#[test]
+fn a_file_without_template_is_refused() {
+    let error = ChatError::Missing.to_string();
+    assert!(error.starts_with("tokenizer.chat_template: missing") && error.contains("--raw"), "{error}");
 }

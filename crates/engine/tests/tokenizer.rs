@@ -38,7 +38,8 @@ fn nfc(text: &str) -> String {
 fn expected_ids() {
     let Some(qwen) = qwen() else { return };
     let texts = fs::read_to_string(data("qwen2-vocab.inp")).unwrap();
-    let texts: Vec<&str> = texts.strip_suffix("\n__ggml_vocab_test__\n").unwrap().split("\n__ggml_vocab_test__\n").collect();
+    let texts: Vec<&str> =
+        texts.strip_suffix("\n__ggml_vocab_test__\n").unwrap().split("\n__ggml_vocab_test__\n").collect();
     let ids = fs::read_to_string(data("qwen2-vocab.out")).unwrap();
     assert_eq!(texts.len(), 46);
     assert_eq!(ids.lines().count(), texts.len());
@@ -60,7 +61,10 @@ fn vocabulary() {
     assert_eq!(qwen.kind(151_645), Some(TokenKind::Control));
     assert_eq!(qwen.bos_to_add(), None);
     assert!(qwen.token_bytes(151_936).is_err());
-    assert_eq!(qwen.decode(&[9707, 151_936]).unwrap_err().to_string(), "token id 151936 is outside the vocabulary of 151936 tokens");
+    assert_eq!(
+        qwen.decode(&[9707, 151_936]).unwrap_err().to_string(),
+        "token id 151936 is outside the vocabulary of 151936 tokens"
+    );
 }
 
 /// Text between special tokens is normalised; the tokens are found in the raw text.
@@ -69,7 +73,9 @@ fn normalisation_and_specials() {
     let Some(qwen) = qwen() else { return };
     let (parse, as_text) = (Specials::Parse, Specials::AsText);
     let encode = |text: &str, specials| qwen.encode(text, specials).unwrap();
-    for (decomposed, composed) in [("Cafe\u{301}", "Café"), ("A\u{30A}\n\u{1100}\u{1161}", "Å\n가"), ("\u{212B}", "Å")] {
+    for (decomposed, composed) in
+        [("Cafe\u{301}", "Café"), ("A\u{30A}\n\u{1100}\u{1161}", "Å\n가"), ("\u{212B}", "Å")]
+    {
         assert_eq!(encode(decomposed, as_text), encode(composed, as_text), "{composed}");
     }
     assert_ne!(encode("e", as_text)[0], encode("é", as_text)[0]);
@@ -86,7 +92,9 @@ fn normalisation_and_specials() {
 #[test]
 fn long_pieces() {
     let Some(qwen) = qwen() else { return };
-    for text in [" ".repeat(1 << 20) + "x", "ab".repeat(1 << 16), "=".repeat(1 << 16), "e\u{301}".repeat(1 << 12)] {
+    for text in
+        [" ".repeat(1 << 20) + "x", "ab".repeat(1 << 16), "=".repeat(1 << 16), "e\u{301}".repeat(1 << 12)]
+    {
         let ids = qwen.encode(&text, Specials::AsText).unwrap();
         assert_eq!(qwen.decode(&ids).unwrap(), nfc(&text));
     }
@@ -99,8 +107,17 @@ fn texts() -> impl Strategy<Value = String> {
         r"\PC{0,8}",
         "[a-zA-Z' \n\t]{0,12}",
         "[e\u{301}\u{327}\u{1100}\u{1161}가]{0,6}",
-        prop::sample::select(vec!["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "<", "|", "<|<|im_end|>|>"])
-            .prop_map(str::to_owned),
+        prop::sample::select(vec![
+            "<|im_end|>",
+            "<|im_start|>",
+            "<|endoftext|>",
+            "<|im_",
+            "end|>",
+            "<",
+            "|",
+            "<|<|im_end|>|>"
+        ])
+        .prop_map(str::to_owned),
     ];
     prop::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
 }

@@ -12,7 +12,10 @@ const MERGES: &str = "tokenizer.ggml.merges";
 fn alphabet() -> Vec<String> {
     let mut shifted = 0x100..;
     let printable = |byte: u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
-    (0..256).map(|b| if printable(b) { b } else { shifted.next().unwrap() }).map(|c| char::from_u32(c).unwrap().into()).collect()
+    (0..256)
+        .map(|b| if printable(b) { b } else { shifted.next().unwrap() })
+        .map(|c| char::from_u32(c).unwrap().into())
+        .collect()
 }
 
 /// A small vocabulary without fault: the bytes as ids 0 to 255, `he`, `ll`, `hell`, a control and a user's token.
@@ -73,14 +76,20 @@ fn check(fault: impl FnOnce(&mut Vec<String>, &mut Vec<i32>, &mut Metadata), wan
     assert!(error.starts_with(want) && !error.contains('\n'), "got {error}\nwanted {want}");
 }
 
-fn set(key: &'static str, value: impl Into<Value>) -> impl FnOnce(&mut Vec<String>, &mut Vec<i32>, &mut Metadata) {
+fn set(
+    key: &'static str,
+    value: impl Into<Value>,
+) -> impl FnOnce(&mut Vec<String>, &mut Vec<i32>, &mut Metadata) {
     let value = value.into();
     move |_, _, metadata| drop(metadata.set(key, value))
 }
 
 #[test]
 fn refused_by_name() {
-    check(set("tokenizer.ggml.model", "llama"), "tokenizer.ggml.model: \"llama\" is not supported (supported: \"gpt2\")");
+    check(
+        set("tokenizer.ggml.model", "llama"),
+        "tokenizer.ggml.model: \"llama\" is not supported (supported: \"gpt2\")",
+    );
     check(set("tokenizer.ggml.pre", "llama-\n3"), "tokenizer.ggml.pre: \"llama-\\n3\" is not supported");
     for key in ["tokenizer.ggml.pre", TOKENS, TYPES, MERGES] {
         let (.., mut metadata) = small();
@@ -96,10 +105,19 @@ fn refused_by_name() {
     check(set(TYPES, vec![1; 260]), "tokenizer.ggml.token_type: 260 types for 261 tokens");
     check(|_, types, _| types[7] = 9, "tokenizer.ggml.token_type[7]: 9 is no token type (1 to 6)");
     check(|_, types, _| types[7] = -1, "tokenizer.ggml.token_type[7]: -1");
-    check(|tokens, _, _| tokens[257] = "he".into(), "tokenizer.ggml.tokens[257]: \"he\" is token 256 already");
-    check(|tokens, _, _| tokens[260] = "<|im_end|>".into(), "tokenizer.ggml.tokens[260]: \"<|im_end|>\" is token 259");
+    check(
+        |tokens, _, _| tokens[257] = "he".into(),
+        "tokenizer.ggml.tokens[257]: \"he\" is token 256 already",
+    );
+    check(
+        |tokens, _, _| tokens[260] = "<|im_end|>".into(),
+        "tokenizer.ggml.tokens[260]: \"<|im_end|>\" is token 259",
+    );
     check(|tokens, _, _| tokens[259].clear(), "tokenizer.ggml.tokens[259]: an empty token");
-    check(|tokens, _, _| tokens[256] = "世".into(), "tokenizer.ggml.tokens[256]: '世' in \"世\" is outside the byte-level");
+    check(
+        |tokens, _, _| tokens[256] = "世".into(),
+        "tokenizer.ggml.tokens[256]: '世' in \"世\" is outside the byte-level",
+    );
     check(|tokens, _, _| tokens[256] = "a b".into(), "tokenizer.ggml.tokens[256]: ' ' in \"a b\" is outside");
     check(|tokens, _, _| tokens[10] = "zz".into(), "tokenizer.ggml.tokens: no token for the byte 0x0a ('Ċ')");
     check(|_, types, _| types[65] = 3, "tokenizer.ggml.tokens: no token for the byte 0x41 ('A')");
@@ -119,7 +137,10 @@ fn merges() {
         ("hell hell", "\"hellhell\" is no normal token"),
         ("hell <|im_end|>", "\"<|im_end|>\" is no normal token"),
     ] {
-        check(set(MERGES, vec!["h e".to_owned(), merge.to_owned()]), &format!("tokenizer.ggml.merges[1]: {want}"));
+        check(
+            set(MERGES, vec!["h e".to_owned(), merge.to_owned()]),
+            &format!("tokenizer.ggml.merges[1]: {want}"),
+        );
     }
 }
 

@@ -3,7 +3,17 @@
 use std::fmt::Write as _;
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -71,7 +81,9 @@ pub(super) fn strftime(seconds: i64, format: &str) -> Result<String, String> {
                     Some('p') if hour < 12 => "AM",
                     Some('p') => "PM",
                     Some('%') => "%",
-                    other => return Err(format!("strftime_now: unknown directive %{}", other.unwrap_or(' '))),
+                    other => {
+                        return Err(format!("strftime_now: unknown directive %{}", other.unwrap_or(' ')));
+                    }
                 });
                 continue;
             }

@@ -33,7 +33,8 @@ pub fn logprobs(
     };
     let chosen = of(chosen).ok_or(SamplerError::NoLogits)?;
 
-    let mut ids: Vec<u32> = if top == 0 { Vec::new() } else { (0u32..).zip(logits).map(|(id, _)| id).collect() };
+    let mut ids: Vec<u32> =
+        if top == 0 { Vec::new() } else { (0u32..).zip(logits).map(|(id, _)| id).collect() };
     let rank = |a: &u32, b: &u32| {
         let (x, y) = (logits[*a as usize], logits[*b as usize]);
         y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(b))

@@ -64,12 +64,18 @@ impl SamplerParams {
 
     /// Checks every range; a comparison with NaN is false.
     pub(super) fn check(&self) -> Result<(), SamplerError> {
-        let Self { temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, .. } = *self;
+        let Self { temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, .. } =
+            *self;
         let in_range = [
             ("temperature", temperature, (0.0..=100.0).contains(&temperature), "from 0 to 100"),
             ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", min_p, (0.0..1.0).contains(&min_p), "at least 0 and below 1"),
-            ("repeat_penalty", repeat_penalty, repeat_penalty > 0.0 && repeat_penalty.is_finite(), "above 0 and finite"),
+            (
+                "repeat_penalty",
+                repeat_penalty,
+                repeat_penalty > 0.0 && repeat_penalty.is_finite(),
+                "above 0 and finite",
+            ),
             ("presence_penalty", presence_penalty, presence_penalty.is_finite(), "finite"),
             ("frequency_penalty", frequency_penalty, frequency_penalty.is_finite(), "finite"),
         ];
@@ -82,7 +88,8 @@ impl SamplerParams {
 
     /// Whether [`Self::adjust`] can change a logit.
     pub(super) fn adjusts(&self) -> bool {
-        let penalises = self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        let penalises =
+            self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
         (penalises && self.penalty_window > 0) || !self.logit_bias.is_empty()
     }
 
@@ -96,7 +103,8 @@ impl SamplerParams {
         for same in window.chunk_by(|a, b| a == b) {
             // An id beyond the logits cannot be chosen, so needs no penalty.
             let Some(logit) = logits.get_mut(same[0] as usize) else { continue };
-            let repeated = if *logit > 0.0 { *logit / self.repeat_penalty } else { *logit * self.repeat_penalty };
+            let repeated =
+                if *logit > 0.0 { *logit / self.repeat_penalty } else { *logit * self.repeat_penalty };
             let count = same.len() as f32; // exact to 2^24, longer than any context
             *logit = finite(finite(repeated) - finite(count * self.frequency_penalty));
             *logit = finite(*logit - self.presence_penalty);

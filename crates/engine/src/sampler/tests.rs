@@ -10,7 +10,12 @@ fn params() -> SamplerParams {
     SamplerParams::default()
 }
 
-fn sample(params: SamplerParams, logits: &[f32], history: &[u32], position: u64) -> Result<u32, SamplerError> {
+fn sample(
+    params: SamplerParams,
+    logits: &[f32],
+    history: &[u32],
+    position: u64,
+) -> Result<u32, SamplerError> {
     Sampler::new(params)?.sample(logits, history, position)
 }
 
@@ -58,7 +63,10 @@ fn adjusted_logits() {
         (SamplerParams { presence_penalty: -1.0, penalty_window: 1, ..params() }, [3.0, -2.0, 0.5, 0.0]),
         (SamplerParams { frequency_penalty: 0.5, penalty_window: 3, ..params() }, [1.5, -2.5, 0.5, 0.0]),
         (SamplerParams { presence_penalty: 9.0, penalty_window: 0, ..params() }, [2.0, -2.0, 0.5, 0.0]),
-        (SamplerParams { logit_bias: BTreeMap::from([(3, 9.0), (0, -100.0)]), ..params() }, [-98.0, -2.0, 0.5, 9.0]),
+        (
+            SamplerParams { logit_bias: BTreeMap::from([(3, 9.0), (0, -100.0)]), ..params() },
+            [-98.0, -2.0, 0.5, 9.0],
+        ),
         // In this order: (2 / 4 - 2 * 0.25) - 1 + 8
         (
             SamplerParams {
@@ -70,7 +78,10 @@ fn adjusted_logits() {
             },
             [7.0, -9.75, 0.5, 0.0],
         ),
-        (SamplerParams { presence_penalty: f32::MAX, repeat_penalty: f32::MAX, ..params() }, [f32::MIN, f32::MIN, 0.5, 0.0]),
+        (
+            SamplerParams { presence_penalty: f32::MAX, repeat_penalty: f32::MAX, ..params() },
+            [f32::MIN, f32::MIN, 0.5, 0.0],
+        ),
     ] {
         let mut logits = base;
         params.adjust(&mut logits, &history).unwrap();
@@ -154,7 +165,9 @@ fn parts() {
 fn drawing_covers_the_total() {
     let candidate = |id, weight| Candidate { id, logit: 0.0, weight };
     let candidates = [candidate(3, 1), candidate(5, 2), candidate(9, 1)];
-    for (bits, want) in [(0, 3), (u64::MAX / 4, 3), (1 << 62, 5), ((3 << 62) - 1, 5), (3 << 62, 9), (u64::MAX, 9)] {
+    for (bits, want) in
+        [(0, 3), (u64::MAX / 4, 3), (1 << 62, 5), ((3 << 62) - 1, 5), (3 << 62, 9), (u64::MAX, 9)]
+    {
         assert_eq!(draw(&candidates, bits), want, "{bits:#x}");
     }
 }
@@ -187,7 +200,11 @@ fn bad_logits() {
     (logits[41], logits[98], logits[99]) = (f32::NAN, f32::NAN, f32::NEG_INFINITY);
     for params in [params(), SamplerParams::greedy()] {
         check(params.clone(), &logits, "2 NaN and 1 infinite among 100 logits, the first at token id 41");
-        check(params.clone(), &[f32::INFINITY], "0 NaN and 1 infinite among 1 logits, the first at token id 0");
+        check(
+            params.clone(),
+            &[f32::INFINITY],
+            "0 NaN and 1 infinite among 1 logits, the first at token id 0",
+        );
         check(params.clone(), &[], "there are no logits to choose from");
         let biased = SamplerParams { logit_bias: BTreeMap::from([(3, 1.0)]), ..params };
         check(biased, &[0.0; 3], "logit_bias: token id 3 is outside the vocabulary of 3 tokens");
@@ -212,7 +229,10 @@ fn distribution() {
                 (f64::from(count) - expected).powi(2) / expected
             })
             .sum();
-        assert!(chi < 18.5, "seed {seed}: {counts:?}, chi-squared {chi}, expected below 18.5 but once in 1000");
+        assert!(
+            chi < 18.5,
+            "seed {seed}: {counts:?}, chi-squared {chi}, expected below 18.5 but once in 1000"
+        );
     }
 }
 
@@ -303,7 +323,8 @@ fn log_probabilities() {
     assert!((chosen.logprob - (2.0f64 / 16.0).ln()).abs() < 1e-6);
     assert_eq!(top.iter().map(|token| token.id).collect::<Vec<_>>(), [1, 3, 4]);
     assert!((top[0].logprob - 0.5f64.ln()).abs() < 1e-6);
-    let ids = |top| logprobs(&octaves(), 0, top).unwrap().1.into_iter().map(|token| token.id).collect::<Vec<_>>();
+    let ids =
+        |top| logprobs(&octaves(), 0, top).unwrap().1.into_iter().map(|token| token.id).collect::<Vec<_>>();
     assert!(ids(0).is_empty());
     assert_eq!(ids(99), [1, 3, 4, 0, 2]);
     let (_, all) = logprobs(&octaves(), 0, 99).unwrap();

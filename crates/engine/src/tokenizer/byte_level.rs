@@ -70,7 +70,9 @@ mod tests {
     /// Values from GPT-2's published `vocab.json`.
     #[test]
     fn published_characters() {
-        for (byte, c) in [(b' ', 'Ġ'), (b'\n', 'Ċ'), (b'\t', 'ĉ'), (0, 'Ā'), (0x7F, 'ġ'), (0xA0, 'ł'), (0xAD, 'Ń')] {
+        for (byte, c) in
+            [(b' ', 'Ġ'), (b'\n', 'Ċ'), (b'\t', 'ĉ'), (0, 'Ā'), (0x7F, 'ġ'), (0xA0, 'ł'), (0xAD, 'Ń')]
+        {
             assert_eq!(char_of(byte), c, "byte {byte:#04x}");
         }
         for outside in [' ', '\n', '\u{AD}', 'ń', '世'] {

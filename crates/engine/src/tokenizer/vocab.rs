@@ -105,15 +105,19 @@ impl Vocab {
         match kind {
             TokenKind::Normal => {
                 for c in token.chars() {
-                    let byte = byte_level::byte_of(c)
-                        .ok_or_else(|| format!("{c:?} in \"{}\" is outside the byte-level alphabet", quoted()))?;
+                    let byte = byte_level::byte_of(c).ok_or_else(|| {
+                        format!("{c:?} in \"{}\" is outside the byte-level alphabet", quoted())
+                    })?;
                     self.bytes.push(byte);
                 }
             }
             TokenKind::Byte => {
                 let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-                let byte = digits.filter(|hex| hex.len() == 2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                self.bytes.push(byte.ok_or_else(|| format!("byte token \"{}\" is not <0x00> to <0xFF>", quoted()))?);
+                let byte =
+                    digits.filter(|hex| hex.len() == 2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                self.bytes.push(
+                    byte.ok_or_else(|| format!("byte token \"{}\" is not <0x00> to <0xFF>", quoted()))?,
+                );
             }
             TokenKind::Control | TokenKind::UserDefined | TokenKind::Unused => {
                 self.bytes.extend_from_slice(token.as_bytes());
@@ -151,7 +155,10 @@ fn require_bytes(spelled: &bpe::Vocab) -> Result<(), TokenizerError> {
     for byte in (0..=u8::MAX).filter(in_utf8) {
         let c = byte_level::char_of(byte);
         if !spelled.contains_key(c.encode_utf8(&mut [0; 4]) as &str) {
-            return Err(TokenizerError::invalid(TOKENS, format!("no token for the byte {byte:#04x} ({c:?})")));
+            return Err(TokenizerError::invalid(
+                TOKENS,
+                format!("no token for the byte {byte:#04x} ({c:?})"),
+            ));
         }
     }
     Ok(())
