@@ -5,6 +5,11 @@
 
 pub mod block;
 pub mod dequantise;
+pub mod fixed;
+pub mod mix;
+pub mod quantise;
 
 pub use block::{SmallBlock, SuperBlock, close_small, close_super, open_small, open_super};
 pub use dequantise::dequantise_row;
+pub use mix::{Mix, MixContext};
+pub use quantise::quantise_row;
