@@ -7,14 +7,13 @@ mod fill;
 mod shape;
 mod vocabulary;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use gguf::{Dtype, Tensor, TensorSpec, Writer};
 use model::{Model, Spec, specs};
 use rayon::prelude::*;
 
-pub use fill::fill;
+pub use fill::Filler;
 pub use shape::{Shape, metadata};
 
 /// Bytes that one task fills: large enough to write well, small enough to share evenly.
@@ -30,31 +29,27 @@ pub fn tensors(shape: &Shape, dtype: impl Fn(&Spec) -> Dtype) -> Vec<TensorSpec>
         .collect()
 }
 
-/// Writes a model file on all threads of the current pool; `progress` is told the bytes of each finished part.
+/// Writes every tensor of a new file on all threads of the current pool; `progress` is told the bytes of each
+/// finished part.
+///
+/// # Panics
+/// If `writer` was not created for `tensors`.
 pub fn write(
-    path: &Path,
-    shape: &Shape,
+    writer: &Writer,
+    tensors: &[TensorSpec],
     seed: u64,
-    file_type: Option<u32>,
-    dtype: impl Fn(&Spec) -> Dtype,
     progress: impl Fn(u64) + Sync,
 ) -> Result<(), gguf::Error> {
-    let specs = tensors(shape, dtype);
-    let mut meta = metadata(shape, seed);
-    if let Some(id) = file_type {
-        meta.set("general.file_type", id);
-    }
-    let writer = Writer::create(path, &meta, &specs)?;
-    let parts: Vec<_> = specs.iter().enumerate().flat_map(|(i, spec)| parts(i, spec)).collect();
+    let fillers: Vec<_> = tensors.iter().map(|spec| Filler::new(seed, spec)).collect();
+    let parts: Vec<_> = tensors.iter().enumerate().flat_map(|(i, spec)| parts(i, spec)).collect();
     parts.par_iter().try_for_each_init(Vec::new, |buffer: &mut Vec<u8>, &(i, first, blocks)| {
-        let spec = &specs[i];
-        let size = spec.dtype.block_bytes();
+        let size = tensors[i].dtype.block_bytes();
         buffer.resize(blocks * size, 0);
-        fill(seed, spec, first, buffer);
+        fillers[i].fill(first, buffer);
+        writer.write_at(i, (first * size) as u64, buffer)?; // `usize` is at most 64 bits wide
         progress(buffer.len() as u64);
-        writer.write_at(i, (first * size) as u64, buffer)
-    })?;
-    writer.finish()
+        Ok(())
+    })
 }
 
 /// `(tensor, first block, blocks)` of each task.
@@ -69,7 +64,7 @@ pub fn model(shape: &Shape, seed: u64, dtype: impl Fn(&Spec) -> Dtype) -> Model 
     let tensor = |spec: TensorSpec| {
         let row = spec.dtype.row_bytes(spec.dims[0]).expect("the type's blocks divide the row");
         let mut bytes = vec![0; row * spec.dims[1..].iter().product::<usize>()];
-        fill(seed, &spec, 0, &mut bytes);
+        Filler::new(seed, &spec).fill(0, &mut bytes);
         Tensor { name: Arc::from(spec.name), dtype: spec.dtype, dims: spec.dims, data: bytes.into() }
     };
     let tensors: Vec<_> = tensors(shape, dtype).into_iter().map(tensor).collect();

@@ -21,9 +21,8 @@ impl Shape {
 
     /// A shape by name. The first two are those of the published models' config.json.
     pub fn named(name: &str) -> Option<Shape> {
-        let moe = |experts, used, width| {
-            Ffn::Moe(Moe { experts, used, width, renormalise: true, scale: 1.0 })
-        };
+        let moe =
+            |experts, used, width| Ffn::Moe(Moe { experts, used, width, renormalise: true, scale: 1.0 });
         let rope = |base| Rope { base, scaling: Scaling::None };
         let config = Config {
             arch: Arch::Qwen3Moe,
@@ -67,9 +66,10 @@ impl Shape {
                 tied: true,
             },
             "tiny-moe" => Shape { config: tiny, tied: false },
-            "tiny-dense" => {
-                Shape { config: Config { arch: Arch::Qwen3, ffn: Ffn::Dense { width: 512 }, ..tiny }, tied: true }
-            }
+            "tiny-dense" => Shape {
+                config: Config { arch: Arch::Qwen3, ffn: Ffn::Dense { width: 512 }, ..tiny },
+                tied: true,
+            },
             _ => return None,
         })
     }

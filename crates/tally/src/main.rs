@@ -2,7 +2,14 @@
 
 mod commands;
 mod failure;
+mod interrupt;
+mod mix_argument;
+mod model_file;
+mod output;
+mod progress;
 mod source;
+mod table;
+mod threads;
 
 use std::process::ExitCode;
 
@@ -45,7 +52,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    // Where the system grants neither, Ctrl-C and a file cut short end the process all the same, less tidily.
+    let _ = interrupt::install();
+    let _ = gguf::exit_on_shrink();
+    let result = match cli.command {
         Command::Run(args) => args.run(),
         Command::Chat(args) => args.run(),
         Command::Inspect(args) => args.run(),
