@@ -8,9 +8,9 @@
 //!    `w = round_ties_even(exp((l - l_max) * (1 / T)) * 2^32)`, where `1 / T` is rounded to f32 once, the difference
 //!    and the product to f32, `exp` is the project's own, and what follows it is exact. Weights being integers, no
 //!    sum below depends on its order.
-//! 3. Tokens of weight 0 drop out. Of the others, by (logit descending, id ascending): top-k keeps the first k; top-p
-//!    the shortest beginning whose weight is at least `ceil(top_p * total)` of what top-k kept; min-p those with
-//!    `w >= ceil(min_p * w_max)`. Both products are exact, with the f32 parameter taken at its exact value.
+//! 3. In the order (logit descending, id ascending): top-k keeps the first k; top-p the shortest beginning of those
+//!    whose weight is at least `ceil(top_p * total)`; min-p those with `w >= ceil(min_p * w_max)`. Both products are
+//!    exact, with the f32 parameter taken at its exact value. A token of weight 0 is never drawn.
 //! 4. `r = floor(bits * total / 2^64)`, with 64 random bits that depend on seed and position alone; the token is the
 //!    first in ascending id order at which the cumulated weight exceeds r.
 
@@ -31,6 +31,8 @@ struct Candidate {
     id: u32,
     /// After penalties and bias.
     logit: f32,
+    /// The logit less the largest, divided by the temperature: at most 0.
+    scaled: f32,
     /// In units of 2^-32 of the likeliest token's.
     weight: u64,
 }
@@ -87,10 +89,12 @@ impl Sampler {
             return Ok(best);
         }
 
-        weigh(logits, logits[best as usize], self.params.temperature, &mut self.candidates);
+        near(logits, logits[best as usize], self.params.temperature, &mut self.candidates);
         if self.params.top_k > 0 {
-            top_k(&mut self.candidates, self.params.top_k);
+            select(&mut self.candidates, self.params.top_k);
+            self.candidates.truncate(self.params.top_k);
         }
+        weigh(&mut self.candidates);
         if self.params.top_p < 1.0 {
             top_p(&mut self.candidates, self.params.top_p);
         }
@@ -124,22 +128,43 @@ fn first_maximum(logits: &[f32]) -> Result<u32, SamplerError> {
     u32::try_from(best).map_err(|_| SamplerError::NoLogits)
 }
 
-/// Replaces `candidates` with the tokens of positive weight, in id order.
-fn weigh(logits: &[f32], max: f32, temperature: f32, candidates: &mut Vec<Candidate>) {
-    const ONE: f64 = (1u64 << 32) as f64; // exact
+/// Replaces `candidates` with the tokens, in id order, whose weight may be positive. It is yet to be computed: until
+/// then the field holds nothing.
+fn near(logits: &[f32], max: f32, temperature: f32, candidates: &mut Vec<Candidate>) {
     /// exp(-23) * 2^32 is 0.44, which rounds to 0.
     const NO_WEIGHT: f32 = -23.0;
     let inverse = 1.0 / temperature;
+    let scaled = |logit: f32| (logit - max) * inverse;
     candidates.clear();
-    for (id, &logit) in (0u32..).zip(logits) {
-        let scaled = (logit - max) * inverse;
-        if scaled > NO_WEIGHT {
-            // From 0 to 2^32, so the conversion is exact.
-            let weight = (f64::from(math::exp(scaled)) * ONE).round_ties_even() as u64;
-            if weight > 0 {
-                candidates.push(Candidate { id, logit, weight });
-            }
+    let all =
+        (0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit, scaled: scaled(logit), weight: 0 });
+    candidates.extend(all.filter(|candidate| candidate.scaled > NO_WEIGHT));
+}
+
+/// Computes the weights, and drops what has none.
+fn weigh(candidates: &mut Vec<Candidate>) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        /// The same operations; without the features, every fused multiply-add would be a call of the C library.
+        #[target_feature(enable = "avx2,fma")]
+        fn weigh_each_fma(candidates: &mut [Candidate]) {
+            weigh_each(candidates);
         }
+        // SAFETY: the processor was just asked for both features.
+        unsafe { weigh_each_fma(candidates) };
+        candidates.retain(|candidate| candidate.weight > 0);
+        return;
+    }
+    weigh_each(candidates);
+    candidates.retain(|candidate| candidate.weight > 0);
+}
+
+#[inline(always)]
+fn weigh_each(candidates: &mut [Candidate]) {
+    const ONE: f64 = (1u64 << 32) as f64; // exact
+    for candidate in candidates {
+        // From 0 to 2^32, so the conversion is exact.
+        candidate.weight = (f64::from(math::exp(candidate.scaled)) * ONE).round_ties_even() as u64;
     }
 }
 
@@ -153,11 +178,6 @@ fn select(candidates: &mut [Candidate], k: usize) {
     if k < candidates.len() {
         candidates.select_nth_unstable_by(k, Candidate::rank);
     }
-}
-
-fn top_k(candidates: &mut Vec<Candidate>, k: usize) {
-    select(candidates, k);
-    candidates.truncate(k);
 }
 
 fn top_p(candidates: &mut Vec<Candidate>, p: f32) {

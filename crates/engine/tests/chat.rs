@@ -154,7 +154,7 @@ fn output_and_time_are_limited() {
 #[test]
 fn long_conversations_fit() {
     let template = ChatTemplate::new(&fs::read_to_string(data().join("chatml.jinja")).unwrap()).unwrap();
-    let message = |i: usize| serde_json::json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "word ".repeat(140)});
+    let message = |i: usize| serde_json::json!({"role": if i.is_multiple_of(2) { "user" } else { "assistant" }, "content": "word ".repeat(140)});
     let conversation = Conversation { messages: (0..3000).map(message).collect(), ..Default::default() };
     assert!(template.render(&conversation).unwrap().len() > 2_000_000);
 }
