@@ -131,6 +131,23 @@ fn truncation() {
     }
 }
 
+/// Exactly the part that is needed is enough.
+#[test]
+fn truncation_at_equality() {
+    let equal = [1.5f32; 4];
+    for (params, want) in [
+        (SamplerParams { top_p: 0.5, ..params() }, 2),
+        (SamplerParams { top_p: 0.500_001, ..params() }, 3),
+        (SamplerParams { min_p: 0.999_999, ..params() }, 4),
+    ] {
+        assert_eq!(
+            kept(&params, &equal),
+            (0..want).map(|id| (id, 1 << 32)).collect::<Vec<_>>(),
+            "{params:?}"
+        );
+    }
+}
+
 #[test]
 fn weights() {
     // ln 2 in f32, whose exp in f32 rounds to 0.5 within two units in the last place of a weight's 2^32
