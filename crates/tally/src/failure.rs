@@ -30,6 +30,11 @@ impl Failure {
         Failure { hint: Some(hint.to_string()), ..self }
     }
 
+    /// Says what the failure is about, a file perhaps.
+    pub(crate) fn at(self, place: impl Display) -> Failure {
+        Failure { message: format!("{place}: {}", self.message), ..self }
+    }
+
     /// Prints the failure and gives its exit code. That standard error is closed as well is no further failure.
     pub(crate) fn report(self) -> ExitCode {
         let mut err = io::stderr().lock();

@@ -7,7 +7,7 @@ use gguf::File;
 use crate::failure::Failure;
 
 /// The model that ships; models/README.md says what it is and how it was made.
-static SHIPPED: &[u8] = include_bytes!("../../../models/tally-rs-12m.Q4_K_M.gguf");
+static SHIPPED: &[u8] = include_bytes!("../../../models/tally-rust-Q4_K_M.gguf");
 
 /// What the shipped model is called where a path would stand.
 pub(crate) const SHIPPED_NAME: &str = "the model that ships";
