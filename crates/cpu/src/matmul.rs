@@ -128,7 +128,7 @@ fn super_row<K: Kernels, const LOW: bool>(w: Matrix<'_>, n: usize, xs: &[FixedRo
     let mut sums = [0f32; TILE];
     let mut open = SuperBlock::default();
     for (b, bytes) in w.row(n).chunks_exact(w.dtype.block_bytes()).enumerate() {
-        quant::open_super(w.dtype, bytes, &mut open);
+        K::open(w.dtype, bytes, &mut open);
         for (sum, x) in sums.iter_mut().zip(xs) {
             let x = block::<LOW>(x, b);
             *sum += term::<LOW>(&open, K::super_dot::<LOW>(&open, x), x.scale);
@@ -188,11 +188,11 @@ impl Panel<'_> {
     }
 
     #[inline(always)]
-    pub(crate) fn open(&self, b: usize, into: &mut Opened) {
+    pub(crate) fn open<K: Kernels>(&self, b: usize, into: &mut Opened) {
         let size = self.w.dtype.block_bytes();
         into.wide = matches!(self.w.dtype, Dtype::Q4K | Dtype::Q5K);
         for (n, open) in self.rows.clone().zip(&mut into.rows) {
-            quant::open_super(self.w.dtype, &self.w.row(n)[b * size..][..size], open);
+            K::open(self.w.dtype, &self.w.row(n)[b * size..][..size], open);
         }
     }
 

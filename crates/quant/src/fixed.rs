@@ -227,18 +227,26 @@ mod tests {
             for (b, x) in x.chunks(block).enumerate() {
                 let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
                 // Half a step, plus the rounding of the scale and of the product with its inverse (3 roundings).
-                let bound = f64::from(amax / activations.limit()) * 0.5 + f64::from(amax) * 3.0 * 2f64.powi(-24);
+                let bound =
+                    f64::from(amax / activations.limit()) * 0.5 + f64::from(amax) * 3.0 * 2f64.powi(-24);
                 for (i, &v) in x.iter().enumerate() {
                     let at = b * block + i;
                     let lo = row.lo.get(at).map_or(0, |&l| i32::from(l));
                     let plane = if row.lo.is_empty() { 1 } else { 256 };
                     let q = plane * i32::from(row.hi[at]) + lo;
                     let got = f64::from(row.scale[b]) * f64::from(q);
-                    assert!((got - f64::from(v)).abs() <= bound, "{name} {activations:?} [{at}]: {v} became {got}");
+                    assert!(
+                        (got - f64::from(v)).abs() <= bound,
+                        "{name} {activations:?} [{at}]: {v} became {got}"
+                    );
                 }
             }
             for (s, sub) in row.hi.chunks(SUB).enumerate() {
-                assert_eq!(i32::from(row.sum_hi[s]), sub.iter().map(|&q| i32::from(q)).sum::<i32>(), "{name} sum {s}");
+                assert_eq!(
+                    i32::from(row.sum_hi[s]),
+                    sub.iter().map(|&q| i32::from(q)).sum::<i32>(),
+                    "{name} sum {s}"
+                );
             }
         }
     }

@@ -2,17 +2,24 @@
 
 use std::arch::x86_64::*;
 
+use gguf::Dtype;
 use quant::SuperBlock;
 
-use super::{Block, Kernels, Sums, check_planes};
+use super::{Block, Kernels, Sums, check_planes, open};
 
 /// AVX2 and FMA.
 pub(crate) struct Avx2;
 
 impl Kernels for Avx2 {
     #[inline(always)]
-    fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
+    fn open(dtype: Dtype, block: &[u8], out: &mut SuperBlock) {
         // SAFETY: `Avx2` is only named by `isa::run_avx2`, behind detection.
+        unsafe { open::open_avx2(dtype, block, out) }
+    }
+
+    #[inline(always)]
+    fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
+        // SAFETY: as above.
         unsafe { super_dot::<LOW>(w, x) }
     }
 

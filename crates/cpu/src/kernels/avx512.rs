@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use gguf::Dtype;
 use quant::SuperBlock;
 
-use super::{Block, Kernels, Sums, avx2, check_planes};
+use super::{Block, Kernels, Sums, avx2, check_planes, open};
 use crate::matmul::{Opened, PANEL, Panel};
 
 /// AVX-512 with BW, DQ, VL and VNNI.
@@ -12,8 +13,14 @@ pub(crate) struct Avx512;
 
 impl Kernels for Avx512 {
     #[inline(always)]
-    fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
+    fn open(dtype: Dtype, block: &[u8], out: &mut SuperBlock) {
         // SAFETY: `Avx512` is only named by `isa::run_avx512`, behind detection.
+        unsafe { open::open_avx512(dtype, block, out) }
+    }
+
+    #[inline(always)]
+    fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
+        // SAFETY: as above.
         unsafe { super_dot::<LOW>(w, x) }
     }
 
@@ -143,7 +150,7 @@ fn super_panel<const LOW: bool>(panel: &Panel<'_>, out: &mut [f32]) {
     let mut turned = Turned::default();
     let mut sums = vec![[0f32; PANEL]; panel.picks()];
     for b in 0..panel.blocks() {
-        panel.open(b, &mut opened);
+        panel.open::<Avx512>(b, &mut opened);
         turned.fill(&opened);
         let mut t = 0;
         while t < sums.len() {

@@ -5,6 +5,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod open;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +15,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use scalar::Scalar;
 
+use gguf::Dtype;
 use quant::SuperBlock;
 
 /// One block of 256 activations in fixed point. `LOW` in the kernels says whether the low plane exists; where it does
@@ -39,6 +42,12 @@ pub(crate) struct Sums {
 
 /// What each instruction set must provide.
 pub(crate) trait Kernels {
+    /// Opens one super-block into integers.
+    #[inline(always)]
+    fn open(dtype: Dtype, block: &[u8], out: &mut SuperBlock) {
+        quant::open_super(dtype, block, out);
+    }
+
     /// The exact sums of one super-block with one activation block.
     fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums;
 
@@ -152,6 +161,33 @@ mod tests {
                 let mut got = vec![f32::NAN; n];
                 isa.run(Planes(hi, lo, &b[..j], &b[j..], &mut got));
                 prop_assert_eq!(&got, &want, "{}", isa.name());
+            }
+        }
+    }
+
+    struct Open<'a>(Dtype, &'a [u8], &'a mut SuperBlock);
+    impl Task for Open<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn run<K: Kernels>(self) {
+            K::open(self.0, self.1, self.2);
+        }
+    }
+
+    #[test]
+    fn every_block_opens_to_the_same_integers() {
+        for dtype in [Dtype::Q2K, Dtype::Q3K, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
+            for seed in 0..64 {
+                let block = bytes(seed * 77 + 1, dtype.block_bytes());
+                let mut want = SuperBlock::default();
+                quant::open_super(dtype, &block, &mut want);
+                for isa in Isa::available() {
+                    // Leftovers of another block must not show.
+                    let mut got = SuperBlock { codes: [255; 256], scale: [99; 16], min: [99; 16], bias: 9, ..want };
+                    isa.run(Open(dtype, &block, &mut got));
+                    let bits = |b: &SuperBlock| (b.codes, b.scale, b.min, b.bias, b.d.to_bits(), b.dmin.to_bits());
+                    assert_eq!(bits(&got), bits(&want), "{dtype} {}", isa.name());
+                }
             }
         }
     }

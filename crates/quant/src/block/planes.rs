@@ -9,7 +9,10 @@
 //! WIDTH = 2  [ 3*RUN+l | 2*RUN+l | RUN+l | l ]     byte l of the run, for l in 0..RUN
 //! ```
 
-/// Adds the fields stored in `bytes` to `codes`, at bit `shift` of each.
+/// Stores the fields of `bytes` in `codes`: replaces them for `shift` 0, else adds at bit `shift` of each.
+///
+/// Inlined, like all that opens a block, into callers that are compiled for wider vectors than this crate.
+#[inline(always)]
 pub(super) fn read<const WIDTH: usize, const RUN: usize>(bytes: &[u8], shift: usize, codes: &mut [u8]) {
     debug_assert_eq!(bytes.len() * 8 / WIDTH, codes.len());
     let mask = (1u8 << WIDTH) - 1;
@@ -17,7 +20,8 @@ pub(super) fn read<const WIDTH: usize, const RUN: usize>(bytes: &[u8], shift: us
     for (run, weights) in runs.iter().zip(codes.chunks_exact_mut(RUN * 8 / WIDTH)) {
         for (s, plane) in weights.as_chunks_mut::<RUN>().0.iter_mut().enumerate() {
             for (code, byte) in plane.iter_mut().zip(run) {
-                *code |= ((byte >> (s * WIDTH)) & mask) << shift;
+                let field = (byte >> (s * WIDTH)) & mask;
+                *code = if shift == 0 { field } else { *code | field << shift };
             }
         }
     }

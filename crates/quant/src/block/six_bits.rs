@@ -13,6 +13,7 @@
 /// 4..8       M M | m m   m m m m      m = min j              M = bits 5,4 of min j + 4
 /// 8..12      n n   n n | t t t t      t = bits 3..0 of scale j + 4, n = bits 3..0 of min j + 4
 /// ```
+#[inline(always)]
 pub(super) fn read_scales_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scale, mut min) = ([0; 8], [0; 8]);
     for j in 0..4 {
@@ -43,6 +44,7 @@ pub(super) fn write_scales_mins(scale: &[u8; 8], min: &[u8; 8]) -> [u8; 12] {
 /// 0..8       bits 3..0 of scale j + 8 | bits 3..0 of scale j
 /// 8..12      bits 5,4 of scales j + 12, j + 8, j + 4, j       (two bits each, the first highest)
 /// ```
+#[inline(always)]
 pub(super) fn read_signed(packed: &[u8; 12]) -> [i8; 16] {
     let mut scale = [0; 16];
     for (j, scale) in scale.iter_mut().enumerate() {

@@ -24,6 +24,7 @@ impl Default for SmallBlock {
 ///
 /// # Panics
 /// If `block` is not [`Dtype::block_bytes`] long or `dtype` is another type.
+#[inline(always)]
 pub fn open_small(dtype: Dtype, block: &[u8], out: &mut SmallBlock) {
     out.d = f16_at(block, 0);
     out.m = if has_minimum(dtype) { f16_at(block, 2) } else { 0.0 };
@@ -57,11 +58,13 @@ pub fn close_small(dtype: Dtype, open: &SmallBlock, block: &mut [u8]) {
 }
 
 /// Whether a block of `dtype` stores the weight of code 0.
+#[inline(always)]
 pub(crate) fn has_minimum(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::Q4_1 | Dtype::Q5_1)
 }
 
 /// 32 unsigned nibbles: one run of 16 bytes from `offset`.
+#[inline(always)]
 fn nibbles(block: &[u8], offset: usize) -> [u8; 32] {
     let mut codes = [0; 32];
     planes::read::<4, 16>(&block[offset..offset + 16], 0, &mut codes);
@@ -69,6 +72,7 @@ fn nibbles(block: &[u8], offset: usize) -> [u8; 32] {
 }
 
 /// 32 unsigned five-bit codes: fifth bits in a `u32` at `offset`, then nibbles.
+#[inline(always)]
 fn five_bits(block: &[u8], offset: usize) -> [u8; 32] {
     let mut codes = nibbles(block, offset + 4);
     for (i, code) in codes.iter_mut().enumerate() {

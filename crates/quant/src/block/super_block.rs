@@ -35,8 +35,8 @@ impl Default for SuperBlock {
 ///
 /// # Panics
 /// If `block` is not [`Dtype::block_bytes`] long or `dtype` is another type.
+#[inline(always)]
 pub fn open_super(dtype: Dtype, block: &[u8], out: &mut SuperBlock) {
-    *out = SuperBlock::default();
     match dtype {
         Dtype::Q2K => open_q2_k(sized(block), out),
         Dtype::Q3K => open_q3_k(sized(block), out),
@@ -63,10 +63,12 @@ pub fn close_super(dtype: Dtype, open: &SuperBlock, block: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn open_q2_k(block: &[u8; 84], out: &mut SuperBlock) {
     let scales: &[u8; 16] = sized(&block[..16]);
     out.scale = scales.map(|byte| (byte & 15) as i8);
     out.min = scales.map(|byte| byte >> 4);
+    out.bias = 0;
     planes::read::<2, 32>(&block[16..80], 0, &mut out.codes);
     out.d = f16_at(block, 80);
     out.dmin = f16_at(block, 82);
@@ -83,12 +85,14 @@ fn close_q2_k(open: &SuperBlock, block: &mut [u8; 84]) {
 
 /// A set bit of `hmask` means that nothing is subtracted, a clear one that 4 is: the same as a third bit of the code
 /// with a bias of 4.
+#[inline(always)]
 fn open_q3_k(block: &[u8; 110], out: &mut SuperBlock) {
     out.bias = 4;
     planes::read::<2, 32>(&block[32..96], 0, &mut out.codes);
     planes::read::<1, 32>(&block[..32], 2, &mut out.codes);
     out.scale = six_bits::read_signed(sized(&block[96..108]));
     out.d = f16_at(block, 108);
+    (out.min, out.dmin) = ([0; 16], 0.0);
 }
 
 fn close_q3_k(open: &SuperBlock, block: &mut [u8; 110]) {
@@ -98,6 +102,7 @@ fn close_q3_k(open: &SuperBlock, block: &mut [u8; 110]) {
     put_f16(block, 108, open.d);
 }
 
+#[inline(always)]
 fn open_q4_k(block: &[u8; 144], out: &mut SuperBlock) {
     open_k_header(block, out);
     planes::read::<4, 32>(&block[16..], 0, &mut out.codes);
@@ -108,6 +113,7 @@ fn close_q4_k(open: &SuperBlock, block: &mut [u8; 144]) {
     planes::write::<4, 32>(&open.codes, 0, &mut block[16..]);
 }
 
+#[inline(always)]
 fn open_q5_k(block: &[u8; 176], out: &mut SuperBlock) {
     open_k_header(block, out);
     planes::read::<4, 32>(&block[48..], 0, &mut out.codes);
@@ -120,12 +126,14 @@ fn close_q5_k(open: &SuperBlock, block: &mut [u8; 176]) {
     planes::write::<1, 32>(&open.codes, 4, &mut block[16..48]);
 }
 
+#[inline(always)]
 fn open_q6_k(block: &[u8; 210], out: &mut SuperBlock) {
     out.bias = 32;
     planes::read::<4, 64>(&block[..128], 0, &mut out.codes);
     planes::read::<2, 32>(&block[128..192], 4, &mut out.codes);
     out.scale = sized::<16>(&block[192..208]).map(|scale| scale as i8);
     out.d = f16_at(block, 208);
+    (out.min, out.dmin) = ([0; 16], 0.0);
 }
 
 fn close_q6_k(open: &SuperBlock, block: &mut [u8; 210]) {
@@ -136,7 +144,9 @@ fn close_q6_k(open: &SuperBlock, block: &mut [u8; 210]) {
 }
 
 /// The first 16 bytes of Q4_K and Q5_K: `d`, `dmin`, and 12 bytes of packed scales and minima.
+#[inline(always)]
 fn open_k_header(block: &[u8], out: &mut SuperBlock) {
+    out.bias = 0;
     out.d = f16_at(block, 0);
     out.dmin = f16_at(block, 2);
     let (scale, min) = six_bits::read_scales_mins(sized(&block[4..16]));

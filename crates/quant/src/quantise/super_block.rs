@@ -175,7 +175,7 @@ impl<const N: usize> Problem<'_, N> {
         if determinant > 0.0 {
             ((xa * bb - xb * ab) / determinant, (xb * aa - xa * ab) / determinant)
         } else if aa > 0.0 {
-            ((xa - choice.dmin * ab) / aa, choice.dmin)
+            (xa / aa, choice.dmin)
         } else {
             (choice.d, choice.dmin)
         }
