@@ -9,7 +9,7 @@ pub mod fixed;
 pub mod mix;
 pub mod quantise;
 
-pub use block::{f16_at, SmallBlock, SuperBlock, close_small, close_super, open_small, open_super};
+pub use block::{SmallBlock, SuperBlock, close_small, close_super, f16_at, open_small, open_super};
 pub use dequantise::dequantise_row;
 pub use mix::{Mix, MixContext};
 pub use quantise::quantise_row;

@@ -80,7 +80,8 @@ fn predicted(dtype: Dtype, x: &[f32]) -> f64 {
 
 #[test]
 fn error_is_below_what_the_step_predicts() {
-    // Choosing the scale must gain at least what rounding it costs; Q8_0 does not choose, hence the percent.
+    // Plain rounding attains the prediction, as Q8_0 does. Choosing a scale gains 5% of it, and a minimum too 12%,
+    // rounding both included; a percent or two and more is left for other rows.
     let mut report = String::new();
     for (name, draw) in
         [("Gaussian", Rng::gaussian as fn(&mut Rng) -> f32), ("heavy-tailed", Rng::heavy_tailed)]
@@ -89,8 +90,12 @@ fn error_is_below_what_the_step_predicts() {
         for dtype in [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K] {
             let (got, bound) = (relative_rmse(&x, &round_trip(dtype, &x)), predicted(dtype, &x));
             report += &format!("{name} {dtype}: {got:.5}, predicted {bound:.5}, ratio {:.3}\n", got / bound);
-            let room = if dtype == Q8_0 { 1.01 } else { 1.0 };
-            assert!(got < room * bound, "{report}");
+            let attained = match dtype {
+                Q8_0 => 1.0,
+                Q4_0 | Q5_0 | Q3K | Q6K => 0.96,
+                _ => 0.91,
+            };
+            assert!(got < attained * bound, "{report}");
             assert!(got > 0.5 * bound, "too good to be true\n{report}");
         }
     }

@@ -105,7 +105,7 @@ pub(super) fn affine<const N: usize>(hi: f32, free: bool, x: &[f32; N], w: &[f32
         if determinant <= 0.0 {
             continue;
         }
-        let mut line = Line { s: (ww * xc - wx * wc) / determinant, m: -(wc * xc - wx * cc) / determinant };
+        let mut line = Line { s: (ww * xc - wx * wc) / determinant, m: (wc * xc - wx * cc) / determinant };
         if line.m < 0.0 && !free {
             line = Line { s: xc / cc, m: 0.0 };
         }
