@@ -2,6 +2,8 @@
 
 mod chat;
 mod detokenizer;
+mod engine;
+mod kv;
 mod rng;
 mod sampler;
 mod stop;
@@ -9,6 +11,8 @@ mod tokenizer;
 
 pub use chat::{ChatError, ChatTemplate, Conversation, Limits};
 pub use detokenizer::StreamDecoder;
+pub use engine::{Engine, EngineError, Finish, Session};
+pub use kv::{BlockPool, OutOfBlocks};
 pub use rng::{bits_at, philox4x32};
 pub use sampler::{Sampler, SamplerError, SamplerParams, TokenLogprob, logprobs};
 pub use stop::{EmptyStop, StopStrings};
