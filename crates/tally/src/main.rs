@@ -2,6 +2,7 @@
 
 mod commands;
 mod failure;
+mod input;
 mod interrupt;
 mod mix_argument;
 mod model_file;

@@ -7,10 +7,18 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::table::Table;
 
 /// Prints one line of text.
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<(), Failure> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// Prints a table.
+pub(crate) fn table(table: &Table) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    table.text("", &mut out)?;
+    Ok(out.flush()?)
 }
 
 /// Prints `value` over several lines, for people who read JSON too.

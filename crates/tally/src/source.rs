@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use engine::Tokenizer;
 use gguf::File;
 
 use crate::failure::Failure;
@@ -18,6 +19,12 @@ pub(crate) fn open(path: Option<&Path>) -> Result<File, Failure> {
         Some(path) => Ok(File::open(path)?),
         None => Ok(File::from_static(SHIPPED)?),
     }
+}
+
+/// The tokenizer of the model at `path`; tensors, if there are any, are not looked at.
+pub(crate) fn tokenizer(path: &Path) -> Result<Tokenizer, Failure> {
+    let file = File::open(path)?;
+    Tokenizer::from_metadata(file.metadata()).map_err(|error| Failure::from(error).at(path.display()))
 }
 
 /// How a model is named in messages.

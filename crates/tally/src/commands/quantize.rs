@@ -73,7 +73,9 @@ impl Args {
         let model = Model::load(input).map_err(|error| Failure::from(error).at(&path))?;
         if let Some(tensor) = input.tensors().iter().find(|tensor| tensor.dtype.block_len() > 1) {
             let message = format!("{path}: tensor `{}` is {} already", tensor.name, tensor.dtype);
-            return Err(Failure::new(message).hint("quantising twice loses accuracy: start from F32, F16 or BF16"));
+            return Err(
+                Failure::new(message).hint("quantising twice loses accuracy: start from F32, F16 or BF16")
+            );
         }
         let n_experts = if let Ffn::Moe(moe) = model.config.ffn { moe.experts } else { 0 };
         let tied = input.tensor("output.weight").is_none();
@@ -163,14 +165,22 @@ fn quantise(
 
 /// The rows of `task` as `dtype`, and where they start in the new tensor, in bytes.
 fn quantise_rows(tensor: &Tensor, dtype: Dtype, task: &Task) -> Result<(u64, Vec<u8>), Failure> {
-    let row_bytes = dtype.row_bytes(tensor.row_len()).expect("a mix falls back to types whose blocks divide the row");
+    let row_bytes =
+        dtype.row_bytes(tensor.row_len()).expect("a mix falls back to types whose blocks divide the row");
     let mut weights = vec![0.0; tensor.row_len()];
     let mut out = vec![0; task.rows * row_bytes];
     for (row, out) in (task.first_row..).zip(out.chunks_exact_mut(row_bytes)) {
-        dequantise_row(tensor.dtype, &tensor.data[row * tensor.row_bytes()..][..tensor.row_bytes()], &mut weights);
+        dequantise_row(
+            tensor.dtype,
+            &tensor.data[row * tensor.row_bytes()..][..tensor.row_bytes()],
+            &mut weights,
+        );
         quantise_row(dtype, &weights, out).map_err(|bad| {
-            Failure::new(format!("tensor `{}`: element {} of row {row} is {}", tensor.name, bad.index, bad.value))
-                .hint("only finite weights can be quantised; `tally inspect --check` lists all that are not")
+            Failure::new(format!(
+                "tensor `{}`: element {} of row {row} is {}",
+                tensor.name, bad.index, bad.value
+            ))
+            .hint("only finite weights can be quantised; `tally inspect --check` lists all that are not")
         })?;
     }
     Ok(((task.first_row * row_bytes) as u64, out)) // `usize` is at most 64 bits wide
