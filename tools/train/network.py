@@ -73,7 +73,7 @@ def rope_tables(length: int, device: torch.device) -> tuple[torch.Tensor, torch.
 def layer(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, low: torch.dtype, drop: float, *weights: torch.Tensor):
     """One decoder layer on `x` (batch, length, hidden; float32), products in `low`; also the balance loss.
 
-    `drop` is the dropout of both residual branches: the corpus is seen dozens of times.
+    `drop` is the dropout of both residual branches: the corpus is seen a dozen times.
     """
     attn_norm, wq, wk, wv, wo, q_norm, k_norm, ffn_norm, router, gate_up, down = weights
     batch, length, hidden = x.shape
@@ -105,7 +105,7 @@ def layer(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, low: torch.dtyp
 
 
 def head_loss(x: torch.Tensor, final_norm: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor, low: torch.dtype):
-    """Mean cross-entropy in nats of the tied head's logits."""
+    """Mean cross-entropy in nats of the tied head's logits, over the targets that are not -100."""
     logits = F.linear(norm(x, final_norm).to(low), embedding.to(low))
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
@@ -139,10 +139,10 @@ class Network:
             balance = balance + part
         return x, balance / len(self.layers)
 
-    def losses(self, ids: torch.Tensor):
-        """(cross-entropy, balance loss) of predicting ids[:, 1:] from ids[:, :-1]."""
-        x, balance = self.hidden(ids[:, :-1])
-        return self.head_loss(x, self.final_norm, self.embedding, ids[:, 1:], self.low), balance
+    def losses(self, ids: torch.Tensor, targets: torch.Tensor):
+        """(cross-entropy, balance loss) of predicting `targets` from `ids`, both (batch, length)."""
+        x, balance = self.hidden(ids)
+        return self.head_loss(x, self.final_norm, self.embedding, targets, self.low), balance
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         x, _ = self.hidden(ids)

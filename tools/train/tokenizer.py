@@ -111,9 +111,9 @@ def main() -> None:
     tokenizer = train(sorted(set(texts["raw"])) + texts["qa"])
     tokenizer.save(str(args.out / "tokenizer.json"))
 
-    held_out = [d.text for d in docs if d.held_out]
+    for name, part in zip(("choose", "report"), corpus.held_out_parts(docs)):
+        texts[name] = [d.text for d in part]
     streams = {name: encode(tokenizer, part) for name, part in texts.items()}
-    streams["held_out"] = encode(tokenizer, held_out)
     np.savez_compressed(args.out / "tokens.npz", **streams)
     (args.models / "heldout.txt").write_text(corpus.held_out_text(docs))
     vectors = [{"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids} for text in VECTORS]
@@ -123,8 +123,8 @@ def main() -> None:
         "[\n" + ",\n".join(json.dumps(vector) for vector in vectors) + "\n]\n"
     )
     print(f"corpus sha256 {corpus.digest(docs)}")
-    bytes_held_out = sum(len(text.encode()) for text in held_out)
-    print({name: len(ids) for name, ids in streams.items()}, f"held-out bytes per token {bytes_held_out / len(streams['held_out']):.3f}")
+    bytes_reported = sum(len(text.encode()) for text in texts["report"])
+    print({name: len(ids) for name, ids in streams.items()}, f"reported bytes per token {bytes_reported / len(streams['report']):.3f}")
 
 
 if __name__ == "__main__":
