@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use gguf::ErrorKind;
+
 /// Bad input, a missing file, a full disk: whatever is not listed below. Usage errors exit with 2, as clap does.
 const FAILED: u8 = 1;
 /// The model computed something that is not a number.
@@ -59,13 +61,28 @@ impl From<io::Error> for Failure {
 
 impl From<gguf::Error> for Failure {
     fn from(error: gguf::Error) -> Failure {
-        Failure::new(error)
+        let hint = match error.kind() {
+            ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => "is the path right?",
+            ErrorKind::Directory => "name the model file in it, such as model.gguf",
+            ErrorKind::DiskFull { .. } => "make room, or write to another disk",
+            ErrorKind::Truncated { .. } | ErrorKind::OutOfBounds { .. } | ErrorKind::Empty => {
+                "a download that was cut short, perhaps: compare its size, or fetch it again"
+            }
+            ErrorKind::ShardMissing { .. } => "all shards of a split model lie in one directory",
+            _ => return Failure::new(error),
+        };
+        Failure::new(&error).hint(hint)
     }
 }
 
 impl From<model::ModelError> for Failure {
     fn from(error: model::ModelError) -> Failure {
-        Failure::new(error)
+        match error {
+            model::ModelError::Missing(_) => Failure::new(error).hint(
+                "without all its weights a model can be inspected, and its vocabulary used, but not run",
+            ),
+            _ => Failure::new(error),
+        }
     }
 }
 

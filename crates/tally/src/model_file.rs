@@ -19,6 +19,8 @@ pub(crate) const QUANTIZATION_VERSION: u32 = 2;
 pub(crate) struct Written {
     /// Of the whole file, in bytes.
     pub(crate) size: u64,
+    /// Of the tensors alone, in bytes.
+    pub(crate) data: u64,
     /// From laying the file out to having it on the disk.
     pub(crate) elapsed: Duration,
 }
@@ -49,8 +51,9 @@ pub(crate) fn write(
         Ok::<_, gguf::Error>((writer, temporary))
     })?;
     let size = writer.size();
-    let progress = Progress::bytes(what, (0..tensors.len()).map(|i| writer.tensor_bytes(i)).sum());
+    let data = (0..tensors.len()).map(|i| writer.tensor_bytes(i)).sum();
+    let progress = Progress::bytes(what, data);
     fill(&writer, &progress)?;
     writer.finish()?;
-    Ok(Written { size, elapsed: start.elapsed() })
+    Ok(Written { size, data, elapsed: start.elapsed() })
 }

@@ -91,27 +91,26 @@ impl Args {
     fn summarise(&self, input: &File, specs: &[TensorSpec], written: &Written) -> Result<(), Failure> {
         let weights: usize = input.tensors().iter().map(Tensor::len).sum();
         // Shown to three digits.
-        let bits = |bytes: u64| bytes as f64 * 8.0 / weights as f64;
+        let bits_per_weight = written.data as f64 * 8.0 / weights as f64;
         let mut types: BTreeMap<Dtype, usize> = BTreeMap::new();
         for spec in specs {
             *types.entry(spec.dtype).or_default() += 1;
         }
         if self.json {
-            let types: serde_json::Map<_, _> =
-                types.iter().map(|(dtype, &n)| (dtype.name().to_owned(), n.into())).collect();
+            let types = types.iter().map(|(dtype, &n)| (dtype.name().to_owned(), n.into()));
             return output::json(&json!({
                 "path": self.out, "type": self.mix.name(), "bytes_before": input.size(), "bytes": written.size,
-                "bits_per_weight": bits(written.size), "tensors": types, "seconds": written.elapsed.as_secs_f64(),
+                "bits_per_weight": bits_per_weight, "tensors": types.collect::<serde_json::Map<_, _>>(),
+                "seconds": written.elapsed.as_secs_f64(),
             }));
         }
         let types: Vec<_> = types.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
         output::line(format_args!(
-            "{}: {written}\nfrom {} with {:.2} bits per weight to {} with {:.2}; tensors: {}",
+            "{}: {written}\n{} became {} in {}: {bits_per_weight:.2} bits per weight; tensors: {}",
             self.out.display(),
             DecimalBytes(input.size()),
-            bits(input.size()),
+            DecimalBytes(written.size),
             self.mix,
-            bits(written.size),
             types.join(", ")
         ))
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use gguf::{File, Tensor};
+use gguf::{Array, File, Tensor};
 use indicatif::DecimalBytes;
 use model::{Config, ConfigError, Ffn};
 use quant::Mix;
@@ -29,7 +29,9 @@ pub(super) struct Summary {
 impl Summary {
     pub(super) fn of(file: &File) -> Summary {
         let metadata = file.metadata();
-        let vocab = file.tensor("token_embd.weight").map_or(0, |t| t.dims.get(1).copied().unwrap_or(0));
+        let rows = file.tensor("token_embd.weight").and_then(|embedding| embedding.dims.get(1).copied());
+        let listed = || metadata.array("tokenizer.ggml.tokens").map_or(0, Array::len);
+        let vocab = rows.unwrap_or_else(listed);
         let named = |id: u32| {
             let mix = Mix::ALL.into_iter().find(|mix| mix.file_type() == id);
             mix.map_or_else(|| format!("number {id}"), |mix| mix.to_string())
@@ -68,7 +70,7 @@ impl Summary {
                     line("experts", format!("{} of width {}, {} used", moe.experts, moe.width, moe.used))?;
                 }
                 let (vocab, context) = (grouped(config.vocab as u64), grouped(config.context as u64));
-                line("vocabulary", format!("{vocab} rows; context {context} positions"))?;
+                line("vocabulary", format!("{vocab} tokens; context {context} positions"))?;
             }
             Err(error) => {
                 line("architecture", printable(&self.architecture).into_owned())?;
