@@ -6,8 +6,10 @@ use std::process::ExitCode;
 
 use gguf::ErrorKind;
 
-/// Bad input, a missing file, a full disk: whatever is not listed below. Usage errors exit with 2, as clap does.
+/// Bad input, a missing file, a full disk: whatever is not listed below.
 const FAILED: u8 = 1;
+/// The command line asks for nothing that could be done; clap's own code for that.
+const USAGE: u8 = 2;
 /// The model computed something that is not a number.
 const NUMERIC: u8 = 3;
 /// The reader of standard output went away: 128 + SIGPIPE, as a shell would report it.
@@ -25,6 +27,11 @@ impl Failure {
     /// A failure that says `message` and exits with 1.
     pub(crate) fn new(message: impl Display) -> Failure {
         Failure { message: message.to_string(), hint: None, code: FAILED }
+    }
+
+    /// Wrong usage that clap cannot find by itself; exits with 2.
+    pub(crate) fn usage(message: impl Display) -> Failure {
+        Failure { code: USAGE, ..Failure::new(message) }
     }
 
     /// Adds what to do about it.
@@ -92,12 +99,27 @@ impl From<engine::TokenizerError> for Failure {
     }
 }
 
+impl From<engine::ChatError> for Failure {
+    fn from(error: engine::ChatError) -> Failure {
+        Failure::new(error)
+    }
+}
+
+impl From<cpu::BuildError> for Failure {
+    fn from(error: cpu::BuildError) -> Failure {
+        Failure::new(error).hint("try fewer --threads")
+    }
+}
+
 impl From<engine::EngineError> for Failure {
     fn from(error: engine::EngineError) -> Failure {
-        let code = match &error {
-            engine::EngineError::Sampler(_) => NUMERIC,
-            _ => FAILED,
-        };
-        Failure { code, ..Failure::new(error) }
+        match &error {
+            engine::EngineError::Sampler(engine::SamplerError::NonFinite { .. }) => {
+                let failure = Failure::new(format!("the model computed no numbers: {error}"));
+                Failure { code: NUMERIC, ..failure }
+                    .hint("`tally inspect --check` tells whether it has bad weights")
+            }
+            _ => Failure::new(error),
+        }
     }
 }

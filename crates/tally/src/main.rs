@@ -1,15 +1,23 @@
 //! The command line: parses, hands over to one file a command, and turns a failure into one readable line.
 
+mod activations;
+mod answer;
+mod clock;
 mod commands;
 mod failure;
+mod figures;
 mod input;
 mod interrupt;
+mod load;
 mod mix_argument;
 mod model_file;
 mod output;
 mod progress;
+mod prompt;
+mod sampling;
 mod source;
 mod table;
+mod text_out;
 mod threads;
 
 use std::process::ExitCode;

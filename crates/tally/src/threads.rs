@@ -13,12 +13,15 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
+    /// That many threads; 0 means one for each core, as rayon and the backends take it.
+    pub(crate) fn count(&self) -> usize {
+        self.threads.map_or(0, usize::from)
+    }
+
     /// A pool of that many threads.
     pub(crate) fn pool(&self) -> Result<ThreadPool, Failure> {
-        // Zero is rayon's word for one thread a core.
-        let threads = self.threads.map_or(0, usize::from);
-        let pool =
-            ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("tally-{i}")).build();
+        let threads = ThreadPoolBuilder::new().num_threads(self.count());
+        let pool = threads.thread_name(|i| format!("tally-{i}")).build();
         pool.map_err(|error| {
             Failure::new(format!("cannot start threads: {error}")).hint("try fewer --threads")
         })

@@ -1,0 +1,130 @@
+//! A model file to an engine that can answer: what is opened, checked and planned before the first token. Knows
+//! nothing of prompts or sampling.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cpu::Cpu;
+use engine::{ChatError, ChatTemplate, Engine, Tokenizer};
+use gguf::{File, Metadata};
+use indicatif::DecimalBytes;
+use model::{BLOCK, Model};
+use quant::fixed::Activations;
+
+use crate::activations::ActivationsArg;
+use crate::failure::Failure;
+use crate::source;
+use crate::threads::Threads;
+
+/// How a model is run, for commands that compute.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct Options {
+    /// Positions of the context, prompt and answer together, up to what the model was made for [default: as many as
+    /// the text is likely to need].
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    ctx: Option<u32>,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    activations: ActivationsArg,
+}
+
+impl Options {
+    /// The precision of activations.
+    pub(crate) fn activations(&self) -> Activations {
+        self.activations.value()
+    }
+}
+
+/// A model that was opened and checked; no weight was read yet.
+pub(crate) struct Loaded {
+    /// How messages call it.
+    pub(crate) name: String,
+    pub(crate) tokenizer: Tokenizer,
+    model: Arc<Model>,
+    file: File,
+}
+
+impl Loaded {
+    /// Opens the model at `path`, or the one that ships.
+    pub(crate) fn open(path: &Option<PathBuf>) -> Result<Loaded, Failure> {
+        let name = source::name(path);
+        let file = source::open(path.as_deref())?;
+        let model = Model::load(&file).map_err(|error| Failure::from(error).at(&name))?;
+        let tokenizer =
+            Tokenizer::from_metadata(file.metadata()).map_err(|error| Failure::from(error).at(&name))?;
+        let (tokens, rows) = (tokenizer.vocab_len(), model.config.vocab);
+        if tokens > rows {
+            let message = format!("{name}: {tokens} tokens, but only {rows} rows in `token_embd.weight`");
+            return Err(Failure::new(message));
+        }
+        Ok(Loaded { name, tokenizer, model: Arc::new(model), file })
+    }
+
+    pub(crate) fn metadata(&self) -> &Metadata {
+        self.file.metadata()
+    }
+
+    /// Rows of the head: at least as many as there are tokens.
+    pub(crate) fn vocab_rows(&self) -> usize {
+        self.model.config.vocab
+    }
+
+    /// The chat template of the file, if it carries one.
+    pub(crate) fn template(&self) -> Result<Option<ChatTemplate>, Failure> {
+        match ChatTemplate::from_metadata(self.metadata(), &self.tokenizer) {
+            Ok(template) => Ok(Some(template)),
+            Err(ChatError::Missing) => Ok(None),
+            Err(error) => Err(Failure::from(error).at(&self.name)),
+        }
+    }
+
+    /// An engine on the CPU for one sequence of `options.ctx` positions, or of `wanted` as far as the model goes.
+    pub(crate) fn engine(&self, options: &Options, wanted: usize) -> Result<Engine<Cpu>, Failure> {
+        let limit = self.model.config.context;
+        // A u32 fits: the crate runs on 64 bits, as the map of a model does.
+        let context = options.ctx.map_or(wanted.min(limit), |ctx| ctx as usize);
+        if context > limit {
+            let message = format!("--ctx {context}: {} was made for at most {limit} positions", self.name);
+            return Err(Failure::new(message));
+        }
+        self.check_cache(context)?;
+        let mut backend = cpu::Options::for_context(context);
+        backend.threads = options.threads.count();
+        backend.activations = options.activations();
+        Ok(Engine::new(Cpu::new(Arc::clone(&self.model), &backend)?))
+    }
+
+    /// What to do about a text of `tokens` that does not fit the context.
+    pub(crate) fn context_hint(&self, tokens: usize) -> String {
+        match self.model.config.context {
+            limit if tokens <= limit => format!("try a larger --ctx: {} goes up to {limit}", self.name),
+            limit => format!("{} was made for at most {limit} positions: shorten the text", self.name),
+        }
+    }
+
+    /// Refuses a cache that this machine can never hold. Below that, pages are taken as positions are used.
+    fn check_cache(&self, context: usize) -> Result<(), Failure> {
+        let positions = context.next_multiple_of(BLOCK) as u64; // `usize` is at most 64 bits wide
+        // At most 2^24 positions of 2^38 bytes: see `Config`.
+        let bytes = positions * self.model.config.kv_bytes_per_position() as u64;
+        match memory() {
+            Some(memory) if bytes > memory => {
+                let (bytes, memory) = (DecimalBytes(bytes), DecimalBytes(memory));
+                let message =
+                    format!("a context of {context} positions takes {bytes}; this machine has {memory}");
+                Err(Failure::new(message).hint("try a smaller --ctx"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The machine's memory in bytes, where the system tells.
+fn memory() -> Option<u64> {
+    // SAFETY: `sysconf` only reads the two names' values.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
+}
