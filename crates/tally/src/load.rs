@@ -67,9 +67,19 @@ impl Loaded {
         self.file.metadata()
     }
 
+    /// Positions that the model was made for.
+    pub(crate) fn context(&self) -> usize {
+        self.model.config.context
+    }
+
     /// Rows of the head: at least as many as there are tokens.
     pub(crate) fn vocab_rows(&self) -> usize {
         self.model.config.vocab
+    }
+
+    /// Fails where a file of the model was cut short or grew since it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<(), Failure> {
+        Ok(self.file.check_unchanged()?)
     }
 
     /// The chat template of the file, if it carries one.
@@ -90,10 +100,20 @@ impl Loaded {
             let message = format!("--ctx {context}: {} was made for at most {limit} positions", self.name);
             return Err(Failure::new(message));
         }
+        self.engine_of(context, &options.threads, &options.activations)
+    }
+
+    /// An engine on the CPU for one sequence of `context` positions, no more than the model was made for.
+    pub(crate) fn engine_of(
+        &self,
+        context: usize,
+        threads: &Threads,
+        activations: &ActivationsArg,
+    ) -> Result<Engine<Cpu>, Failure> {
         self.check_cache(context)?;
         let mut backend = cpu::Options::for_context(context);
-        backend.threads = options.threads.count();
-        backend.activations = options.activations();
+        backend.threads = threads.count();
+        backend.activations = activations.value();
         Ok(Engine::new(Cpu::new(Arc::clone(&self.model), &backend)?))
     }
 

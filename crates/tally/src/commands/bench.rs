@@ -1,12 +1,205 @@
-//! `tally bench`.
+//! `tally bench`: prompt and generation speed, beside what the machine's memory allows.
 
+mod bandwidth;
+mod machine;
+mod measure;
+mod report;
+mod traffic;
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cpu::{Cpu, Options};
+use engine::Engine;
+use gguf::File;
+use model::Model;
+use rayon::prelude::*;
+
+use crate::activations::ActivationsArg;
 use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::threads::Threads;
+use crate::{output, source};
+use bandwidth::Bandwidth;
+use machine::Peak;
+use measure::{Bench, Row, Test};
+use report::{MachineFacts, ModelFacts, Report};
+use traffic::Traffic;
+
+const EXAMPLES: &str = "\
+Examples:
+  tally bench model.gguf
+  tally bench model.gguf --prompt 512,2048 --generate 128 --depth 0,4096
+  tally bench model.gguf --prompt 0 --repeat 20 --threads 1     generation alone, on one core
+  tally bench model.gguf --json > today.json                    every sample
+
+What is measured:
+  prompt     tokens fed in chunks of 512, with the logits of the last one.
+  generate   tokens fed one at a time, with the logits of each; sampling is not timed.
+  depth      tokens in the cache before the first one that is timed.
+Tokens are random, of a fixed seed. The weights are read once before anything is timed, so that they lie in the page
+cache, and each row starts with a warm-up that does not count. Speeds are the median of the repeats.
+
+  bytes/token    what a token must read: all dense weights, the experts that it uses, one row of the embedding, the
+                 head, and the keys and values of the positions before it (the mean over the tokens generated).
+  GB/s           those bytes times the median speed.
+  of bandwidth   GB/s as a part of the machine's memory bandwidth, which is measured before each row and after the
+                 last: all threads read ordinary memory in order, 8 times the last-level cache; the best pass counts.
+
+MODEL may be left out: the small one that ships is measured then, which fits into most caches.";
 
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The model to measure [default: the one that ships].
+    model: Option<PathBuf>,
+    /// Lengths of prompts, in tokens; 0 for none.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "128,512")]
+    prompt: Vec<u32>,
+    /// Tokens to generate, one or more lengths; 0 for none.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "64")]
+    generate: Vec<u32>,
+    /// Tokens in the cache beforehand, one or more depths.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0,1024")]
+    depth: Vec<u32>,
+    /// Repeats of each row.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    activations: ActivationsArg,
+    /// Print JSON, with every sample.
+    #[arg(long, conflicts_with = "md")]
+    json: bool,
+    /// Print Markdown.
+    #[arg(long)]
+    md: bool,
+}
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        Ok(())
+        let name = source::name(&self.model);
+        let plan = self.plan()?;
+        let file = source::open(self.model.as_deref())?;
+        let model = Arc::new(Model::load(&file).map_err(|error| Failure::from(error).at(&name))?);
+        plan.check(model.config.context)?;
+        let pool = self.threads.pool()?;
+        pool.install(|| touch(&file));
+        let options = Options {
+            threads: pool.current_num_threads(),
+            activations: self.activations.value(),
+            ..Options::for_context(plan.context())
+        };
+        let cpu = Cpu::new(model.clone(), &options).map_err(Failure::from)?;
+        let machine = MachineFacts {
+            processor: machine::processor(),
+            cache: machine::last_level_cache(),
+            isa: cpu.isa().name(),
+            threads: cpu.threads(),
+            activations: options.activations.name(),
+        };
+        let (mut bandwidth, mut peak) = (Bandwidth::default(), Peak::default());
+        let rows = plan.measure(cpu, || peak.without(|| bandwidth.measure(&pool)))?;
+        peak.without(|| bandwidth.measure(&pool));
+        // Cut short or replaced in the meantime, perhaps: then the figures are of no one's model.
+        file.check_unchanged()?;
+        let report = Report {
+            model: ModelFacts {
+                name,
+                arch: model.config.arch.name(),
+                layers: model.config.layers,
+                // `usize` is at most 64 bits wide.
+                parameters: file.tensors().iter().map(|tensor| tensor.len() as u64).sum(),
+                bytes: file.size(),
+            },
+            machine,
+            traffic: Traffic::of(&model),
+            bandwidth,
+            rows,
+            peak: peak.bytes(),
+        };
+        match (self.json, self.md) {
+            (true, _) => output::json(&report.json()),
+            (_, true) => report.print_markdown(),
+            _ => report.print(),
+        }
     }
+
+    fn plan(&self) -> Result<Plan, Failure> {
+        // A u32 fits: the crate runs on 64 bits, as the map of a model does.
+        let lengths = |list: &[u32]| list.iter().map(|&n| n as usize).filter(|&n| n > 0).collect::<Vec<_>>();
+        let prompts = lengths(&self.prompt).into_iter().map(Test::Prompt);
+        let tests: Vec<_> = prompts.chain(lengths(&self.generate).into_iter().map(Test::Generate)).collect();
+        if tests.is_empty() {
+            return Err(Failure::new("nothing to measure: every --prompt and --generate is 0"));
+        }
+        let mut depths: Vec<_> = self.depth.iter().map(|&n| n as usize).collect();
+        // Ascending: each depth continues the cache of the one before.
+        depths.sort_unstable();
+        depths.dedup();
+        Ok(Plan { tests, depths, repeats: self.repeat as usize })
+    }
+}
+
+/// The rows to measure: every test at every depth.
+struct Plan {
+    tests: Vec<Test>,
+    /// Ascending.
+    depths: Vec<usize>,
+    repeats: usize,
+}
+
+impl Plan {
+    /// The deepest depth and the longest test.
+    fn longest(&self) -> (usize, usize) {
+        let tokens = self.tests.iter().map(|test| test.tokens()).max();
+        (self.depths.iter().copied().max().unwrap_or(0), tokens.unwrap_or(0))
+    }
+
+    /// Positions that are reached.
+    fn context(&self) -> usize {
+        let (depth, tokens) = self.longest();
+        depth + tokens
+    }
+
+    /// Fails where the rows go beyond what the model was made for.
+    fn check(&self, context: usize) -> Result<(), Failure> {
+        let (depth, tokens) = self.longest();
+        if depth + tokens <= context {
+            return Ok(());
+        }
+        let message = format!("{tokens} tokens at depth {depth} go beyond the model's {context} positions");
+        Err(Failure::new(message).hint("give a smaller --depth, --prompt or --generate"))
+    }
+
+    /// Measures every row, with `between` before each.
+    fn measure(&self, cpu: Cpu, mut between: impl FnMut()) -> Result<Vec<Row>, Failure> {
+        let max_rows = model::Backend::max_rows(&cpu);
+        let work = |&test| Bench::<Cpu>::work(test, max_rows, self.repeats);
+        let total = self.longest().0 + self.depths.len() * self.tests.iter().map(work).sum::<usize>();
+        let progress = Progress::steps("measuring", total as u64); // `usize` is at most 64 bits wide
+        let computed = |tokens| progress.add(tokens as u64); // as above
+        let mut bench = Bench::new(Engine::new(cpu), &computed);
+        let mut rows = Vec::new();
+        for &depth in &self.depths {
+            for &test in &self.tests {
+                between();
+                rows.push(bench.measure(test, depth, self.repeats)?);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Reads one byte of every page of every tensor, so that no row waits for the disk.
+fn touch(file: &File) {
+    /// The smallest page of any system.
+    const PAGE: usize = 4096;
+    /// What a thread reads in order: enough for the system to read ahead.
+    const SPAN: usize = 8 << 20;
+    file.tensors().par_iter().flat_map(|tensor| tensor.data.par_chunks(SPAN)).for_each(|span| {
+        black_box(span.iter().step_by(PAGE).fold(0u8, |sum, &byte| sum ^ byte));
+    });
 }

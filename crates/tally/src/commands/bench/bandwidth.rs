@@ -1,0 +1,70 @@
+//! The memory bandwidth of this machine: what bounds generation, which reads every weight it uses once a token.
+//!
+//! Measured is a streaming read: each thread sums up 64-bit words of a part of its own, in order, all threads at the
+//! same time, again and again. The parts are anonymous memory that the thread has written itself (on a machine of
+//! several nodes they lie on its node), and together several times the last-level cache, so that no pass finds
+//! anything of the one before. A pass lasts from the first thread's start to the last one's end. The best pass is the
+//! bound: whatever else the machine does can only make a pass slower.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use rayon::ThreadPool;
+
+use super::machine;
+
+/// How many times the last-level caches the parts are together.
+const CACHES: usize = 8;
+/// Where the size of the caches is unknown, and at least: passes of some milliseconds.
+const LEAST_BYTES: usize = 256 << 20;
+/// At most: a machine with gigabytes of cache has other means.
+const MOST_BYTES: usize = 4 << 30;
+/// Passes of one measurement, after one that does not count.
+const PASSES: usize = 8;
+
+/// Passes over the memory.
+#[derive(Default)]
+pub(super) struct Bandwidth {
+    /// Bytes that a pass reads.
+    pub(super) bytes: usize,
+    /// Bytes a second of each pass.
+    pub(super) passes: Vec<f64>,
+}
+
+impl Bandwidth {
+    /// The bound: bytes a second of the best pass.
+    pub(super) fn bound(&self) -> f64 {
+        self.passes.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// Adds a few passes on all threads of `pool`; the memory is given back afterwards.
+    pub(super) fn measure(&mut self, pool: &ThreadPool) {
+        let threads = pool.current_num_threads();
+        let total = (CACHES * machine::last_level_cache().unwrap_or(0)).clamp(LEAST_BYTES, MOST_BYTES);
+        let words = total / threads / size_of::<u64>();
+        let barrier = Barrier::new(threads);
+        let spans = pool.broadcast(|_| read_passes(words, &barrier));
+        self.bytes = words * size_of::<u64>() * threads;
+        for pass in 1..=PASSES {
+            let start = spans.iter().map(|thread| thread[pass].0).min();
+            let end = spans.iter().map(|thread| thread[pass].1).max();
+            if let (Some(start), Some(end)) = (start, end) {
+                self.passes.push(self.bytes as f64 / (end - start).as_secs_f64());
+            }
+        }
+    }
+}
+
+/// One thread's part: start and end of each pass, the first of which does not count.
+fn read_passes(words: usize, barrier: &Barrier) -> Vec<(Instant, Instant)> {
+    // Written, not merely allocated: untouched pages would all be the one page of zeros.
+    let part = black_box(vec![1u64; words]);
+    let pass = |_| {
+        barrier.wait();
+        let start = Instant::now();
+        black_box(part.iter().fold(0u64, |sum, &word| sum.wrapping_add(word)));
+        (start, Instant::now())
+    };
+    (0..=PASSES).map(pass).collect()
+}
