@@ -72,7 +72,10 @@ impl From<gguf::Error> for Failure {
             ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => "is the path right?",
             ErrorKind::Directory => "name the model file in it, such as model.gguf",
             ErrorKind::DiskFull { .. } => "make room, or write to another disk",
-            ErrorKind::Truncated { .. } | ErrorKind::OutOfBounds { .. } | ErrorKind::Empty => {
+            ErrorKind::Truncated { .. }
+            | ErrorKind::Count { .. }
+            | ErrorKind::OutOfBounds { .. }
+            | ErrorKind::Empty => {
                 "a download that was cut short, perhaps: compare its size, or fetch it again"
             }
             ErrorKind::ShardMissing { .. } => "all shards of a split model lie in one directory",

@@ -121,7 +121,7 @@ fn the_summary_counts() {
     let directory = Directory::new();
     let input = float_model(&directory, "F16");
     let report = quantize(&input, &directory.file("out.gguf"), "Q6_K", &["--json"]).json();
-    // Two norms outside layers... of 8 layers with four norms and a router each, and one at the end.
+    // Four norms and a router in each of 8 layers, and the last norm.
     assert_eq!(report["tensors"]["F32"], json!(8 * 5 + 1));
     assert_eq!(report["bytes"], json!(fs::metadata(directory.file("out.gguf")).expect("written").len()));
     assert_eq!(report["bytes_before"], json!(fs::metadata(&input).expect("written").len()));

@@ -13,8 +13,8 @@ Examples:
   tally detokenize model.gguf 8822 1887 368 314
   tally tokenize model.gguf --json 'fn main() {' | tally detokenize model.gguf -
 
-Ids are separated by spaces, line breaks or commas; a JSON array is fine. The text is printed as it is, with no line
-break added unless it goes to a terminal. Bytes that make no character become U+FFFD.";
+Ids are separated by spaces, line breaks or commas; a JSON array is fine. The text is printed as it is, with no \
+line break added unless it goes to a terminal. Bytes that make no character become U+FFFD.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]

@@ -29,8 +29,8 @@ Examples:
 
 Types, from the largest file to the smallest (bits per weight of a 30B-A3B model):
   F32 32   F16 16   BF16 16   Q8_0 8.5   Q6_K 6.6   Q5_K_M 5.7   Q4_K_M 4.9   Q4_K_S 4.6
-Norms and routers stay F32. The mixes with _M and _S give more bits to the tensors that need them, as llama.cpp does;
-`tally inspect` shows which. Q4_K and Q5_K mean Q4_K_M and Q5_K_M.
+Norms and routers stay F32. The mixes with _M and _S give more bits to the tensors that need them, as llama.cpp \
+does; `tally inspect` shows which. Q4_K and Q5_K mean Q4_K_M and Q5_K_M.
 
 A file at OUT is replaced once the new one is whole.";
 

@@ -14,13 +14,14 @@ use crate::{mix_argument, model_file, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  tally synth tiny-moe tiny.gguf                    a model of 4 MB with a vocabulary of bytes
+  tally synth tiny-moe tiny.gguf                    a model of 7 MB with a vocabulary of bytes
   tally synth qwen3-30b-a3b eight.gguf --layers 8   the 30B shape, cut to 8 layers (3.4 GB)
   tally synth qwen3-0.6b dense.gguf --type Q8_0 --seed 7
 
-A model of random weights answers with random text; it loads and runs as fast as a trained one of its shape. The same
-shape, type and seed give the same bytes on every machine and for any number of threads. A file at OUT is replaced
-once the new one is whole.";
+A model of random weights answers with random text; it loads and runs as fast as a trained one of its shape. \
+The same shape, type and seed give the same bytes on every machine and for any number of threads.
+
+A file at OUT is replaced once the new one is whole.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -38,12 +39,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
-    overrides: Overrides,
-    #[command(flatten)]
     threads: Threads,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 /// Numbers to put in place of a named shape's.

@@ -16,8 +16,8 @@ Examples:
   tally tokenize model.gguf --json - < main.rs     one JSON array
   tally tokenize model.gguf - < main.rs | wc -w    how many tokens a file has
 
-The text is taken as it is, the line break at the end of a file included; no token is put before or after it. Only
-the vocabulary of the model is needed: a file without tensors will do.";
+The text is taken as it is, the line break at the end of a file included; no token is put before or after it. \
+Only the vocabulary of the model is needed: a file without tensors will do.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
