@@ -11,24 +11,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Exit code; `None` where a signal ended it.
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Outcome {
     /// Standard output of a run that succeeded without a word on standard error.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{self:?}");
         self.stdout
     }
 
     /// Standard output as JSON.
     #[track_caller]
-    pub fn json(self) -> serde_json::Value {
+    pub(crate) fn json(self) -> serde_json::Value {
         let text = self.ok();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
@@ -36,7 +36,7 @@ impl Outcome {
     /// Asserts a failure with `code`, nothing on standard output, and an error of one line that contains `message`;
     /// a hint may follow.
     #[track_caller]
-    pub fn fails(self, code: i32, message: &str) {
+    pub(crate) fn fails(self, code: i32, message: &str) {
         let mut lines = self.stderr.lines();
         let first = lines.next().unwrap_or_default();
         assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{self:?}");
@@ -55,17 +55,17 @@ impl From<Output> for Outcome {
 }
 
 /// The binary, to be given arguments.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tally"))
 }
 
 /// Runs the binary without input.
-pub fn tally<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Outcome {
+pub(crate) fn tally<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Outcome {
     tally_with(args, b"")
 }
 
 /// Runs the binary with `input` on standard input.
-pub fn tally_with<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, input: &[u8]) -> Outcome {
+pub(crate) fn tally_with<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, input: &[u8]) -> Outcome {
     let mut command = command();
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary was built");
@@ -75,10 +75,10 @@ pub fn tally_with<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, input: &[u
 }
 
 /// A directory that is removed with its contents at the end of a test.
-pub struct Directory(PathBuf);
+pub(crate) struct Directory(PathBuf);
 
 impl Directory {
-    pub fn new() -> Directory {
+    pub(crate) fn new() -> Directory {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("tally-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -87,12 +87,12 @@ impl Directory {
     }
 
     /// A path in it, as an argument.
-    pub fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("cargo's directory is UTF-8").to_owned()
     }
 
     /// The names in it, hidden ones too, sorted.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).expect("it exists");
         let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("readable").file_name();
         let mut names: Vec<_> = entries.map(|entry| name(entry).into_string().expect("UTF-8")).collect();
@@ -102,7 +102,7 @@ impl Directory {
 
     /// Writes a synthetic model of a small shape into it: `args` after the shape and the path.
     #[track_caller]
-    pub fn synth(&self, name: &str, shape: &str, args: &[&str]) -> String {
+    pub(crate) fn synth(&self, name: &str, shape: &str, args: &[&str]) -> String {
         let path = self.file(name);
         tally(["synth", shape, &path].iter().chain(args)).ok();
         path
