@@ -32,10 +32,12 @@ impl TextOut {
 
     /// Ends a text: on a terminal the last line is completed.
     pub(crate) fn end(&mut self) -> io::Result<()> {
-        if self.terminal && !self.ends_line {
-            self.write("\n")?;
-        }
-        Ok(())
+        if self.terminal { self.end_line() } else { Ok(()) }
+    }
+
+    /// Completes the last line, wherever it went.
+    pub(crate) fn end_line(&mut self) -> io::Result<()> {
+        if self.ends_line { Ok(()) } else { self.write("\n") }
     }
 }
 
