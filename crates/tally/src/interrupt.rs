@@ -91,10 +91,8 @@ impl Drop for Unfinished {
 }
 
 /// While this lives, Ctrl-C asks to stop in place of ending the process; a second Ctrl-C ends it all the same.
-#[allow(dead_code, reason = "for the commands that generate text")]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
-#[allow(dead_code, reason = "for the commands that generate text")]
 impl Stop {
     /// Catches Ctrl-C from now on.
     pub(crate) fn catch() -> Stop {

@@ -18,7 +18,6 @@ impl Progress {
     }
 
     /// Work measured in steps, such as tokens.
-    #[allow(dead_code, reason = "for the commands that run a model")]
     pub(crate) fn steps(what: &'static str, total: u64) -> Progress {
         Progress::styled(what, total, "{msg} {wide_bar} {pos} of {len}, {per_sec}, {eta} left")
     }

@@ -45,7 +45,6 @@ impl Table {
     }
 
     /// Writes the table as Markdown, padded so that it is readable unrendered.
-    #[allow(dead_code, reason = "for `bench --md`")]
     pub(crate) fn markdown(&self, out: &mut impl Write) -> io::Result<()> {
         let widths = self.widths(2);
         for (i, cells) in self.lines().enumerate() {
