@@ -19,27 +19,33 @@ pub(crate) struct Matrix<'a> {
     pub(crate) dtype: Dtype,
     pub(crate) k: usize,
     pub(crate) rows: usize,
+    row_bytes: usize,
     bytes: &'a [u8],
 }
 
 impl<'a> Matrix<'a> {
     /// A two-dimensional tensor.
     pub(crate) fn new(tensor: &'a Tensor) -> Matrix<'a> {
-        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows: tensor.rows(), bytes: &tensor.data }
+        let row_bytes = tensor.row_bytes();
+        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows: tensor.rows(), row_bytes, bytes: &tensor.data }
     }
 
     /// Expert `e` of a `[K, N, E]` tensor.
     pub(crate) fn expert(tensor: &'a Tensor, e: usize) -> Matrix<'a> {
         let rows = tensor.dims[1];
-        let size = rows * tensor.row_bytes();
-        let bytes = &tensor.data[e * size..(e + 1) * size];
-        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows, bytes }
+        let row_bytes = tensor.row_bytes();
+        let bytes = &tensor.data[e * rows * row_bytes..][..rows * row_bytes];
+        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows, row_bytes, bytes }
     }
 
     /// The bytes of row `n`.
     pub(crate) fn row(&self, n: usize) -> &'a [u8] {
-        let size = self.bytes.len() / self.rows;
-        &self.bytes[n * size..(n + 1) * size]
+        self.span(n..n + 1)
+    }
+
+    /// The bytes of adjoining rows.
+    fn span(&self, rows: Range<usize>) -> &'a [u8] {
+        &self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes]
     }
 }
 
@@ -104,7 +110,11 @@ impl<const LOW: bool> Task for SuperProduct<'_, LOW> {
     fn run<K: Kernels>(self) {
         let SuperProduct { w, rows, x, picks, out } = self;
         let stride = rows.len();
-        if picks.len() > 1 && super_panels::<K, LOW>(w, rows.clone(), x, picks, out) {
+        let done = match *picks {
+            [t] => K::super_stream::<LOW>(w.dtype, w.span(rows.clone()), &x.row(t as usize), out),
+            _ => super_panels::<K, LOW>(w, rows.clone(), x, picks, out),
+        };
+        if done {
             return;
         }
         for (tile, picks) in picks.chunks(TILE).enumerate() {
@@ -145,7 +155,7 @@ fn term<const LOW: bool>(w: &SuperBlock, sums: Sums, scale: f32) -> f32 {
 }
 
 #[inline(always)]
-fn block<'a, const LOW: bool>(x: &FixedRow<'a>, b: usize) -> Block<'a> {
+pub(crate) fn block<'a, const LOW: bool>(x: &FixedRow<'a>, b: usize) -> Block<'a> {
     let plane = |p: &'a [i8]| p[b * 256..][..256].try_into().expect("a slice of 256");
     let sums = |s: &'a [i16]| s[b * 16..][..16].try_into().expect("a slice of 16");
     let (lo, sum_lo) = if LOW { (x.lo, x.sum_lo) } else { (x.hi, x.sum_hi) };

@@ -33,7 +33,7 @@ impl Kernels for Avx2 {
 
 /// The sum of the eight lanes.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn reduce(v: __m256i) -> i32 {
     let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
     let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b00_00_11_10>(v));
@@ -44,7 +44,7 @@ pub(super) fn reduce(v: __m256i) -> i32 {
 /// `sum min * sum` over the 16 sub-blocks, or `bias * sum scale * sum`: pairs of i16 products in i32 lanes. At most
 /// 32 * 128 * 16 * 128 a product.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn offsets(w: &SuperBlock, sums: &[i16; 16]) -> __m256i {
     // SAFETY: each array is 16 elements long, unaligned loads.
     let (scale, min, sums) = unsafe {
@@ -60,7 +60,7 @@ pub(super) fn offsets(w: &SuperBlock, sums: &[i16; 16]) -> __m256i {
 
 /// Turns lane sums over biased codes, and the offsets of both planes, into the exact sums.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn settle(bias: u8, hi: __m256i, lo: __m256i, off_hi: __m256i, off_lo: __m256i, low: bool) -> Sums {
     if bias != 0 {
         let hi = reduce(_mm256_sub_epi32(hi, off_hi));
@@ -78,7 +78,7 @@ pub(super) fn settle(bias: u8, hi: __m256i, lo: __m256i, off_hi: __m256i, off_lo
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
     let mut hi = _mm256_setzero_si256();
     let mut lo = _mm256_setzero_si256();
@@ -110,7 +110,7 @@ fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
 ///
 /// # Safety
 /// The lengths are those that `check_planes` accepts.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn planes(hi: &[u8], lo: &[u8], b_hi: &[i8], b_lo: &[i8], out: &mut [f32]) {
     let lanes = out.len();
     let bias = _mm256_set1_epi16(128);

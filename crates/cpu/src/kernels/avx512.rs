@@ -4,9 +4,11 @@ use std::arch::x86_64::*;
 
 use gguf::Dtype;
 use quant::SuperBlock;
+use quant::fixed::FixedRow;
 
 use super::{Block, Kernels, Sums, avx2, check_planes, open};
-use crate::matmul::{Opened, PANEL, Panel};
+use super::open::{Q4K, Q5K, Q6K, Wide};
+use crate::matmul::{Opened, PANEL, Panel, block};
 
 /// AVX-512 with BW, DQ, VL and VNNI.
 pub(crate) struct Avx512;
@@ -22,6 +24,20 @@ impl Kernels for Avx512 {
     fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
         // SAFETY: as above.
         unsafe { super_dot::<LOW>(w, x) }
+    }
+
+    #[inline(always)]
+    fn super_stream<const LOW: bool>(dtype: Dtype, bytes: &[u8], x: &FixedRow<'_>, out: &mut [f32]) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            match dtype {
+                Dtype::Q4K => super_stream::<Q4K, LOW>(bytes, x, out),
+                Dtype::Q5K => super_stream::<Q5K, LOW>(bytes, x, out),
+                Dtype::Q6K => super_stream::<Q6K, LOW>(bytes, x, out),
+                _ => return false,
+            }
+        }
+        true
     }
 
     #[inline(always)]
@@ -60,7 +76,7 @@ const SCALE_OF_LANE: [[i32; 16]; 4] = {
 };
 
 #[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
     let zero = _mm512_setzero_si512();
     // Scales in the low half of each 32-bit lane, the high half zero: a 16-bit dot product with sums that fit 16 bits
@@ -91,6 +107,168 @@ fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
     avx2::settle(w.bias, half(hi), half(lo), off_hi, off_lo, LOW)
 }
 
+/// Weight rows against one activation row, their blocks taken in the order in which they lie: the one stream that the
+/// hardware prefetches at full speed. Four blocks, of one row or of neighbours, share the horizontal sums and the
+/// float part, in which a lane is a block; their terms then join their rows' sums in order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn super_stream<T: Wide, const LOW: bool>(bytes: &[u8], x: &FixedRow<'_>, out: &mut [f32]) {
+    let per_row = x.scale.len();
+    let blocks = out.len() * per_row;
+    assert_eq!(bytes.len(), blocks * T::BYTES);
+    out.fill(0.0);
+    let mut next = Next { row: 0, column: 0, per_row };
+    let (fours, rest) = bytes.split_at(blocks / 4 * 4 * T::BYTES);
+    for bytes in fours.chunks_exact(4 * T::BYTES) {
+        join_terms::<T, 4, LOW>(bytes, x, &mut next, out);
+    }
+    for bytes in rest.chunks_exact(T::BYTES) {
+        join_terms::<T, 1, LOW>(bytes, x, &mut next, out);
+    }
+}
+
+/// The next block of a stream: its row, and its place in it.
+struct Next {
+    row: usize,
+    column: usize,
+    per_row: usize,
+}
+
+/// Adds the terms of `N` blocks to the sums of their rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn join_terms<T: Wide, const N: usize, const LOW: bool>(
+    bytes: &[u8],
+    x: &FixedRow<'_>,
+    next: &mut Next,
+    out: &mut [f32],
+) {
+    let mut sums = Four::default();
+    let mut column = next.column;
+    for j in 0..N {
+        sums.add::<T, LOW>(j, &bytes[j * T::BYTES..][..T::BYTES], block::<LOW>(x, column));
+        column = if column + 1 == next.per_row { 0 } else { column + 1 };
+    }
+    for term in &sums.terms::<T, LOW>()[..N] {
+        out[next.row] += term;
+        next.column += 1;
+        if next.column == next.per_row {
+            (next.row, next.column) = (next.row + 1, 0);
+        }
+    }
+}
+
+/// The integer sums of four blocks, still spread over lanes, and what multiplies them.
+struct Four {
+    hi: [__m256i; 4],
+    lo: [__m256i; 4],
+    min: [__m256i; 4],
+    halves: [u32; 4],
+    scale: [f32; 4],
+}
+
+impl Default for Four {
+    #[inline(always)]
+    fn default() -> Four {
+        // SAFETY: all-zero bytes are valid vectors, integers and floats.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
+impl Four {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn add<T: Wide, const LOW: bool>(&mut self, j: usize, bytes: &[u8], x: Block<'_>) {
+        // Far enough ahead to hide the memory, near enough to stay in the first cache.
+        const AHEAD: usize = 2048;
+        for line in (0..T::BYTES).step_by(64) {
+            // A hint: an address outside the mapping is ignored.
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD + line).cast());
+        }
+        // SAFETY: this is compiled for AVX-512.
+        let ((scale, minimum), codes) = unsafe { (T::scales(bytes), T::codes(bytes)) };
+        // As in `super_dot`: scales in the low halves of 32-bit lanes.
+        let scales = _mm512_and_si512(_mm512_cvtepi8_epi32(scale), _mm512_set1_epi32(0xffff));
+        let zero = _mm512_setzero_si512();
+        let (mut hi, mut lo) = (zero, zero);
+        for (i, codes) in codes.into_iter().enumerate() {
+            // SAFETY: 64 bytes from 64 i of 256-byte planes, and 16 i32.
+            let (x_hi, x_lo, lanes) = unsafe {
+                (
+                    _mm512_loadu_si512(x.hi.as_ptr().add(64 * i).cast()),
+                    _mm512_loadu_si512(x.lo.as_ptr().add(64 * i).cast()),
+                    _mm512_loadu_si512(SCALE_OF_LANE[i].as_ptr().cast()),
+                )
+            };
+            let scale = _mm512_permutexvar_epi32(lanes, scales);
+            hi = _mm512_dpwssd_epi32(hi, _mm512_dpbusd_epi32(zero, codes, x_hi), scale);
+            if LOW {
+                lo = _mm512_dpwssd_epi32(lo, _mm512_dpbusd_epi32(zero, codes, x_lo), scale);
+            }
+        }
+        (self.hi[j], self.lo[j]) = (halved(hi), halved(lo));
+        let factor = if T::BIAS != 0 {
+            _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scale), _mm256_set1_epi16(T::BIAS.into()))
+        } else {
+            _mm256_cvtepu8_epi16(minimum)
+        };
+        // SAFETY: 16 i16 each.
+        let (sum_hi, sum_lo) = unsafe {
+            (_mm256_loadu_si256(x.sum_hi.as_ptr().cast()), _mm256_loadu_si256(x.sum_lo.as_ptr().cast()))
+        };
+        let offset = (_mm256_madd_epi16(factor, sum_hi), _mm256_madd_epi16(factor, sum_lo));
+        if T::BIAS != 0 {
+            self.hi[j] = _mm256_sub_epi32(self.hi[j], offset.0);
+            self.lo[j] = _mm256_sub_epi32(self.lo[j], offset.1);
+        } else if LOW {
+            self.min[j] = _mm256_add_epi32(_mm256_slli_epi32::<8>(offset.0), offset.1);
+        } else {
+            self.min[j] = offset.0;
+        }
+        (self.halves[j], self.scale[j]) = (T::halves(bytes), x.scale);
+    }
+
+    /// `s * (d * F - dmin * G)` of each block.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn terms<T: Wide, const LOW: bool>(self) -> [f32; 4] {
+        let mut f = _mm_cvtepi32_ps(sum_each(self.hi));
+        if LOW {
+            f = _mm_fmadd_ps(_mm_set1_ps(256.0), f, _mm_cvtepi32_ps(sum_each(self.lo)));
+        }
+        // SAFETY: four words and four floats.
+        let (halves, scale) = unsafe {
+            (_mm256_cvtph_ps(_mm_loadu_si128(self.halves.as_ptr().cast())), _mm_loadu_ps(self.scale.as_ptr()))
+        };
+        // [d0 m0 d1 m1 | d2 m2 d3 m3] to [d0 d1 d2 d3] and [m0 m1 m2 m3].
+        let (low, high) = (_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+        let mut t = _mm_mul_ps(_mm_shuffle_ps::<0b10_00_10_00>(low, high), f);
+        if T::BIAS == 0 {
+            // Without minima this would subtract 0 * 0, which changes nothing.
+            let dmin = _mm_shuffle_ps::<0b11_01_11_01>(low, high);
+            t = _mm_sub_ps(t, _mm_mul_ps(dmin, _mm_cvtepi32_ps(sum_each(self.min))));
+        }
+        let mut out = [0.0; 4];
+        // SAFETY: four floats.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), _mm_mul_ps(scale, t)) };
+        out
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn halved(v: __m512i) -> __m256i {
+    _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
+}
+
+/// The sums of the lanes of four vectors, in their order.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_each(v: [__m256i; 4]) -> __m128i {
+    let v = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
+}
+
 /// Four bytes, or a pair of 16-bit sums, in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -105,7 +283,7 @@ fn broadcast<T>(x: &[T], word: usize) -> __m512i {
 /// # Safety
 /// The lengths are those that `check_planes` accepts, and `n + 16 N <= out.len()`.
 #[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn planes<const N: usize>(hi: &[u8], lo: &[u8], b_hi: &[i8], b_lo: &[i8], out: &mut [f32], n: usize) {
     let lanes = out.len();
     let sum = |b: &[i8]| -> i32 { b.iter().map(|&v| i32::from(v)).sum() };
@@ -144,7 +322,7 @@ const ROWS: usize = 4;
 
 /// Lane = weight row: 16 rows are opened and transposed once a block, then meet every activation row without a
 /// shuffle or a horizontal sum.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn super_panel<const LOW: bool>(panel: &Panel<'_>, out: &mut [f32]) {
     let mut opened = Opened::new();
     let mut turned = Turned::default();
@@ -200,7 +378,7 @@ impl Default for Turned {
 
 impl Turned {
     #[inline]
-    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn fill(&mut self, opened: &Opened) {
         for quarter in 0..4 {
             // SAFETY: 64 bytes from 64 quarter of each row's 256 codes.
@@ -263,7 +441,7 @@ fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 
 /// Adds the terms of one block column to the sums of `N` activation rows.
 #[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn terms<const N: usize, const LOW: bool>(w: &Turned, x: [Block<'_>; N], sums: &mut [[f32; PANEL]]) {
     let load = |row: &[u32; PANEL]| {
         // SAFETY: 16 words.
@@ -306,7 +484,7 @@ fn terms<const N: usize, const LOW: bool>(w: &Turned, x: [Block<'_>; N], sums: &
 
 /// `sum scale * sum code * q` of both planes, for sub-blocks of `WORDS` words.
 #[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn scaled<const N: usize, const WORDS: usize, const LOW: bool>(
     w: &Turned,
     x: &[Block<'_>; N],

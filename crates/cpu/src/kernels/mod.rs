@@ -17,6 +17,7 @@ pub(crate) use scalar::Scalar;
 
 use gguf::Dtype;
 use quant::SuperBlock;
+use quant::fixed::FixedRow;
 
 /// One block of 256 activations in fixed point. `LOW` in the kernels says whether the low plane exists; where it does
 /// not, `lo` and `sum_lo` alias the high plane and are never read.
@@ -51,8 +52,14 @@ pub(crate) trait Kernels {
     /// The exact sums of one super-block with one activation block.
     fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums;
 
-    /// Products of `rows.len()` weight rows with several activation rows at once, where the set has a faster way than
-    /// one [`Kernels::super_dot`] after the other; returns false, having done nothing, where it does not.
+    /// Adjoining weight rows against one activation row, where the set has a faster way than one
+    /// [`Kernels::super_dot`] after the other; returns false, having done nothing, where it does not.
+    #[inline(always)]
+    fn super_stream<const LOW: bool>(_dtype: Dtype, _rows: &[u8], _x: &FixedRow<'_>, _out: &mut [f32]) -> bool {
+        false
+    }
+
+    /// Weight rows against several activation rows, likewise.
     fn super_panel<const LOW: bool>(_panel: &crate::matmul::Panel<'_>, _out: &mut [f32]) -> bool {
         false
     }
