@@ -101,8 +101,12 @@ impl Args {
             activations: options.activations.name(),
         };
         let (mut bandwidth, mut peak) = (Bandwidth::default(), Peak::default());
-        let rows = plan.measure(cpu, || peak.without(|| bandwidth.measure(&pool)))?;
-        peak.without(|| bandwidth.measure(&pool));
+        let mut measure_bandwidth = || {
+            let failed = |error| Failure::new(format!("cannot measure the memory bandwidth: {error}"));
+            peak.without(|| bandwidth.measure(&pool)).map_err(failed)
+        };
+        let rows = plan.measure(cpu, &mut measure_bandwidth)?;
+        measure_bandwidth()?;
         // Cut short or replaced in the meantime, perhaps: then the figures are of no one's model.
         file.check_unchanged()?;
         let report = Report {
@@ -133,7 +137,7 @@ impl Args {
         let prompts = lengths(&self.prompt).into_iter().map(Test::Prompt);
         let tests: Vec<_> = prompts.chain(lengths(&self.generate).into_iter().map(Test::Generate)).collect();
         if tests.is_empty() {
-            return Err(Failure::new("nothing to measure: every --prompt and --generate is 0"));
+            return Err(Failure::usage("nothing to measure: every --prompt and --generate is 0"));
         }
         let mut depths: Vec<_> = self.depth.iter().map(|&n| n as usize).collect();
         // Ascending: each depth continues the cache of the one before.
@@ -175,7 +179,11 @@ impl Plan {
     }
 
     /// Measures every row, with `between` before each.
-    fn measure(&self, cpu: Cpu, mut between: impl FnMut()) -> Result<Vec<Row>, Failure> {
+    fn measure(
+        &self,
+        cpu: Cpu,
+        between: &mut dyn FnMut() -> Result<(), Failure>,
+    ) -> Result<Vec<Row>, Failure> {
         let max_rows = model::Backend::max_rows(&cpu);
         let work = |&test| Bench::<Cpu>::work(test, max_rows, self.repeats);
         let total = self.longest().0 + self.depths.len() * self.tests.iter().map(work).sum::<usize>();
@@ -185,7 +193,7 @@ impl Plan {
         let mut rows = Vec::new();
         for &depth in &self.depths {
             for &test in &self.tests {
-                between();
+                between()?;
                 rows.push(bench.measure(test, depth, self.repeats)?);
             }
         }

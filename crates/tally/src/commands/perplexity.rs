@@ -87,8 +87,11 @@ impl Args {
         let text = read(&self.text)?;
         let loaded = Loaded::open(&Some(self.model.clone()).filter(|path| path != Path::new(SHIPPED)))?;
         let windows = self.cut(&loaded, &text)?;
-        let reference =
-            self.against.as_deref().map(|path| Reference::open(path, loaded.vocab_rows(), &windows)).transpose()?;
+        let reference = self
+            .against
+            .as_deref()
+            .map(|path| Reference::open(path, loaded.vocab_rows(), &windows))
+            .transpose()?;
         let points = self.score(&loaded, &windows, reference.as_ref())?;
         // A file that was cut short or replaced in the meantime: then the figures are of nothing.
         loaded.check_unchanged()?;
@@ -110,7 +113,8 @@ impl Args {
         // A u32 fits: the crate runs on 64 bits, as the map of a model does.
         let (ctx, limit) = (self.ctx as usize, self.chunks.map(|n| n as usize));
         if ctx > loaded.context() {
-            let message = format!("--ctx {ctx}: {} was made for at most {} positions", loaded.name, loaded.context());
+            let message =
+                format!("--ctx {ctx}: {} was made for at most {} positions", loaded.name, loaded.context());
             return Err(Failure::new(message));
         }
         let ids = loaded.tokenizer.encode(text, Specials::AsText)?;
@@ -118,7 +122,8 @@ impl Args {
         let windows = Windows::cut(ids, ctx, limit, loaded.tokenizer.bos_to_add());
         if windows.count() == 0 {
             let plural = if tokens == 1 { "" } else { "s" };
-            let message = format!("{}: {tokens} token{plural}, less than one window of {ctx}", self.text.display());
+            let message =
+                format!("{}: {tokens} token{plural}, less than one window of {ctx}", self.text.display());
             let hint = match u32::try_from(tokens) {
                 Ok(tokens) if tokens >= Windows::LEAST => format!("try --ctx {tokens}, or a longer text"),
                 _ => "a longer text is needed".to_owned(),

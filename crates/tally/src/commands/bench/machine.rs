@@ -18,7 +18,9 @@ pub(super) fn last_level_cache() -> Option<usize> {
         let Ok(caches) = fs::read_dir(cpu.path().join("cache")) else { continue };
         for cache in caches.flatten() {
             let read = |name| fs::read_to_string(cache.path().join(name)).ok();
-            let (Some(level), Some(size), Some(cpus)) = (read("level"), read("size"), read("shared_cpu_list")) else {
+            let (Some(level), Some(size), Some(cpus)) =
+                (read("level"), read("size"), read("shared_cpu_list"))
+            else {
                 continue;
             };
             let (Ok(level), Some(size)) = (level.trim().parse::<u32>(), kibibytes(&size)) else { continue };

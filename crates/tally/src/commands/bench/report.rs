@@ -157,7 +157,8 @@ impl Report {
             facts.push(("peak memory", format!("{} resident, mapped weights included", DecimalBytes(peak))));
         }
         if self.cached() {
-            let note = "a token's weights fit into the last-level cache: memory bandwidth does not bound them";
+            let note =
+                "a token's weights fit into the last-level cache: memory bandwidth does not bound them";
             facts.push(("note", note.to_owned()));
         }
         facts
@@ -259,7 +260,13 @@ mod tests {
     fn a_row_beside_the_bound() {
         let report = Report {
             model: ModelFacts { name: "m".into(), arch: "qwen3", layers: 1, parameters: 1, bytes: 1 },
-            machine: MachineFacts { processor: None, cache: None, isa: "scalar", threads: 1, activations: "a16" },
+            machine: MachineFacts {
+                processor: None,
+                cache: None,
+                isa: "scalar",
+                threads: 1,
+                activations: "a16",
+            },
             bandwidth: Bandwidth { bytes: 1, passes: vec![10e9, 40e9, 20e9] },
             traffic: Traffic { weights: 990_000_000, position: 10_000_000 },
             rows: Vec::new(),

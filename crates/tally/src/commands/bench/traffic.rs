@@ -51,7 +51,9 @@ fn layer_bytes(layer: &LayerWeights, ffn: &Ffn) -> u64 {
             let chosen = |tensor: &Tensor| bytes(tensor) / moe.experts as u64 * moe.used as u64;
             bytes(gate_inp) + chosen(gate) + chosen(up) + chosen(down)
         }
-        (FfnWeights::Moe { .. }, Ffn::Dense { .. }) => unreachable!("a model's layers are what its configuration says"),
+        (FfnWeights::Moe { .. }, Ffn::Dense { .. }) => {
+            unreachable!("a model's layers are what its configuration says")
+        }
     };
     attention.into_iter().map(bytes).sum::<u64>() + experts
 }

@@ -2,13 +2,15 @@
 //!
 //! Figures for people to read, not part of the arithmetic: `exp` and `ln` are the platform's.
 
-/// A row of finite logits with its normaliser.
+/// A row of finite logits with what normalises them.
 #[derive(Clone, Copy)]
 pub(super) struct Distribution<'a> {
     /// `[V]`.
     logits: &'a [f32],
-    /// The logarithm of the sum of their exponentials.
-    normaliser: f64,
+    /// The largest.
+    max: f64,
+    /// The logarithm of the sum of the exponentials of what they are below it.
+    ln_sum: f64,
     /// The likeliest token; of equals the lowest.
     top: usize,
 }
@@ -22,12 +24,12 @@ impl<'a> Distribution<'a> {
         let top = (1..logits.len()).fold(0, |top, id| if logits[id] > logits[top] { id } else { top });
         let max = f64::from(logits[top]);
         let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        Some(Distribution { logits, normaliser: max + sum.ln(), top })
+        Some(Distribution { logits, max, ln_sum: sum.ln(), top })
     }
 
     /// The natural logarithm of the probability of token `id`.
     pub(super) fn logprob(&self, id: usize) -> f64 {
-        f64::from(self.logits[id]) - self.normaliser
+        f64::from(self.logits[id]) - self.max - self.ln_sum
     }
 
     /// The likeliest token; of equals the lowest.

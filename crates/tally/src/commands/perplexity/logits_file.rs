@@ -92,7 +92,9 @@ fn check(file: &File, vocab: usize, windows: &Windows) -> Result<(), Failure> {
     }
     let version = metadata.u32("logits.version")?;
     if version != VERSION {
-        return Err(Failure::new(format!("version {version} of the format is not supported (supported: {VERSION})")));
+        return Err(Failure::new(format!(
+            "version {version} of the format is not supported (supported: {VERSION})"
+        )));
     }
     let (ctx, ids) = (metadata.usize("logits.context_length")?, metadata.u32s("logits.tokens")?);
     if ctx != windows.ctx() {
@@ -100,12 +102,14 @@ fn check(file: &File, vocab: usize, windows: &Windows) -> Result<(), Failure> {
             .hint(format!("give --ctx {ctx}")));
     }
     if let Some(at) = ids.iter().zip(windows.ids()).position(|(theirs, ours)| theirs != ours) {
-        let message = format!("another text or vocabulary: token {at} is {}, not {}", ids[at], windows.ids()[at]);
+        let message =
+            format!("another text or vocabulary: token {at} is {}, not {}", ids[at], windows.ids()[at]);
         return Err(Failure::new(message));
     }
     let count = ids.len() / ctx;
     if count < windows.count() {
-        let message = format!("{count} windows of this text, which has {}", windows.count());
+        let windows_of = if count == 1 { "one window".to_owned() } else { format!("{count} windows") };
+        let message = format!("{windows_of} of this text, which has {}", windows.count());
         return Err(Failure::new(message).hint(format!("give --chunks {count}")));
     }
     let want = [vocab, windows.scored().len(), count];

@@ -53,7 +53,8 @@ impl Report<'_> {
         let divergences = column(&|v| v.divergence);
         let mut sorted = divergences.clone();
         sorted.sort_unstable_by(f64::total_cmp);
-        let max_at = (1..divergences.len()).fold(0, |m, i| if divergences[i] > divergences[m] { i } else { m });
+        let max_at =
+            (1..divergences.len()).fold(0, |m, i| if divergences[i] > divergences[m] { i } else { m });
         let changes: Vec<_> = self.points.iter().zip(&versus).map(|(p, v)| v.nll - p.nll).collect();
         Some(Distance {
             divergence: Mean::of(&divergences),

@@ -63,7 +63,8 @@ pub(super) fn score<B: Backend>(
                 point.map_err(|failure| failure.at(place(windows, first + row)))
             };
             // Of several failures, the first: which threads were quickest must not show.
-            let rows = || logits.par_chunks_exact(vocab).zip(targets).enumerate().map(point).collect::<Vec<_>>();
+            let rows =
+                || logits.par_chunks_exact(vocab).zip(targets).enumerate().map(point).collect::<Vec<_>>();
             let rows: Result<Vec<_>, _> = pool.install(rows).into_iter().collect();
             outcome = rows.and_then(|rows| {
                 points.extend(rows);
