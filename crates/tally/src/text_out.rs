@@ -2,17 +2,18 @@
 
 use std::io::{self, IsTerminal, Write};
 
-/// Where a model's text goes. To a file or pipe it goes as it is; on a terminal, control characters other than line
+/// Where one text of a model goes. To a file or pipe it goes as it is; on a terminal, control characters other than line
 /// breaks and tabs are spelled out.
 pub(crate) struct TextOut {
     terminal: bool,
+    /// Whether the text so far ends with a line break.
     ends_line: bool,
 }
 
 impl TextOut {
-    /// Standard output.
+    /// A text to begin on standard output.
     pub(crate) fn stdout() -> TextOut {
-        TextOut { terminal: io::stdout().is_terminal(), ends_line: true }
+        TextOut { terminal: io::stdout().is_terminal(), ends_line: false }
     }
 
     /// Writes `text` and flushes it.
@@ -35,7 +36,7 @@ impl TextOut {
         if self.terminal { self.end_line() } else { Ok(()) }
     }
 
-    /// Completes the last line, wherever it went.
+    /// Completes the last line, wherever it went; of an empty text, an empty one.
     pub(crate) fn end_line(&mut self) -> io::Result<()> {
         if self.ends_line { Ok(()) } else { self.write("\n") }
     }

@@ -30,18 +30,26 @@ Examples:
   tally chat model.gguf --system 'Answer in one sentence.'
   printf 'Hello!\\nAnd in French?\\n' | tally chat model.gguf
 
-At the prompt:
-  /reset  forget the conversation       /stats  figures       /help  this list       /exit, Ctrl-D  leave
-  A line that ends with \\ goes on in the next one. A message between \"\"\" and \"\"\" may have any lines.
-  A space before the slash makes a message of what looks like a command.
-  Ctrl-C stops an answer (twice: the program), and at the prompt drops what was typed. What was said of an answer that
-  was stopped stays in the conversation.
+";
 
-What the engine has computed of the conversation is kept between turns, which changes no bit of the answers. Messages
-are kept in $XDG_STATE_HOME/tally/history, or ~/.local/state/tally/history, unless --no-history is given.";
+/// What can be entered at the prompt.
+const ENTRIES: &str = "\
+At the prompt:
+  /reset  forget the conversation     /stats  figures     /help  this list     /exit, Ctrl-D  leave
+  A line that ends with \\ goes on in the next one.
+  A message between \"\"\" and \"\"\" may have any lines.
+  A space before the slash makes a message of what looks like a command.
+  Ctrl-C stops an answer (twice: the program); at the prompt it drops what was typed.
+  What was said of an answer that was stopped stays in the conversation.";
+
+const NOTES: &str = "
+
+What the engine has computed of the conversation is kept between turns, which changes no bit of the \
+answers. Messages are kept in $XDG_STATE_HOME/tally/history, or ~/.local/state/tally/history, unless \
+--no-history is given.";
 
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = [EXAMPLES, ENTRIES, NOTES].concat())]
 pub(crate) struct Args {
     /// The model; without one, the small one that ships.
     model: Option<PathBuf>,
@@ -75,7 +83,6 @@ impl Args {
             chat: prompt::Chat::new(tokenizer, &template, clock::now())?,
             responder: Responder { tokenizer, engine, session: Session::default(), sampler, limits },
             messages: self.system.iter().map(|text| Message::new(Role::System, text)).collect(),
-            out: TextOut::stdout(),
             last: None,
         };
         conversation.talk(Lines::stdin(!self.no_history)?)
@@ -88,7 +95,6 @@ struct Conversation<'a> {
     responder: Responder<'a, Cpu>,
     /// The system message, if there is one, then the user's and the assistant's in turn.
     messages: Vec<Message>,
-    out: TextOut,
     /// Of the last answer.
     last: Option<Figures>,
 }
@@ -131,7 +137,7 @@ impl Conversation<'_> {
                 }
                 Some(Entry::Reset) => self.reset(),
                 Some(Entry::Stats) => self.stats(),
-                Some(Entry::Help) => eprintln!("{EXAMPLES}"),
+                Some(Entry::Help) => eprintln!("{ENTRIES}"),
                 Some(Entry::Exit) => return Ok(()),
                 Some(Entry::Unknown(command)) => {
                     note(format_args!(
@@ -158,10 +164,16 @@ impl Conversation<'_> {
             ));
             return Ok(());
         }
-        let out = &mut self.out;
-        let answer = self.responder.answer(&prompt, |text| out.write(text));
-        self.out.end_line()?;
-        let answer = answer?;
+        let mut out = TextOut::stdout();
+        let answer = match self.responder.answer(&prompt, |text| out.write(text)) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                // On a terminal the error begins a line; that writing fails is no worse than what has failed.
+                let _ = out.end();
+                return Err(failure);
+            }
+        };
+        out.end_line()?;
         self.last = Some(answer.figures);
         match answer.end {
             End::EndOfText | End::StopString(_) => {}

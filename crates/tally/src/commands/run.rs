@@ -30,14 +30,14 @@ Examples:
   git diff | tally run model.gguf --system 'Review this change.' -
   tally run model.gguf --raw --greedy -p '1, 2, 3,' --stop $'\\n'
 
-The text goes to standard output and everything else to standard error. The last line there is of figures: tokens of
-the prompt and of the answer and how fast they were, the time from the start of the prompt to the first token, and the
-most memory that was resident, mapped weights included.
+The text goes to standard output and everything else to standard error. The last line there is of \
+figures: tokens of the prompt and of the answer and how fast they were, the time from the start of the \
+prompt to the first token, and the most memory that was resident, mapped weights included.
 
 The same command gives the same text, on any machine and with any --threads; --seed changes it.
 
-Exit codes: 0 done; 1 bad input; 2 wrong usage; 3 the model computed NaN or infinity; 74 the model file was cut short
-while in use; 130 Ctrl-C; 141 nobody reads standard output.";
+Exit codes: 0 done; 1 bad input; 2 wrong usage; 3 the model computed NaN or infinity; 74 the model file \
+was cut short while in use; 130 Ctrl-C; 141 nobody reads standard output.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// `-` takes the prompt from standard input.
     #[arg(value_name = "-", value_parser = ["-"], conflicts_with_all = ["prompt", "file"])]
     stdin: Option<String>,
-    /// The prompt.
+    /// The prompt; `-` takes it from standard input.
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
     prompt: Option<String>,
     /// Take the prompt from a file.
@@ -109,7 +109,7 @@ impl Args {
     /// The prompt's text, from wherever it is to come.
     fn text(&self) -> Result<String, Failure> {
         let text = match (&self.prompt, &self.file, &self.stdin) {
-            (Some(text), ..) => text.clone(),
+            (Some(text), ..) => input::text(Some(text.clone()))?,
             (_, Some(path), _) => read(path)?,
             (.., Some(_)) => input::text(None)?,
             _ => {
