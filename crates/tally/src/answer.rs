@@ -39,7 +39,7 @@ impl Limits {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum End {
     /// The model ended it.
-    EndOfText,
+    Model,
     /// `--max-tokens`.
     MaxTokens,
     /// The context is full.
@@ -54,7 +54,7 @@ impl End {
     /// For programs.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            End::EndOfText => "end_of_text",
+            End::Model => "end_of_text",
             End::MaxTokens => "max_tokens",
             End::ContextFull => "context_full",
             End::StopString(_) => "stop_string",
@@ -66,7 +66,7 @@ impl End {
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            End::EndOfText => f.write_str("the model ended the text"),
+            End::Model => f.write_str("the model ended the text"),
             End::MaxTokens => f.write_str("stopped at --max-tokens"),
             End::ContextFull => f.write_str("the context is full"),
             End::StopString(string) => write!(f, "stopped at {string:?}"),
@@ -112,6 +112,7 @@ impl<B: Backend> Responder<'_, B> {
         let reused = self.keep_common(prompt);
         let read = self.read(&prompt[reused..], &stop)?;
         let prompt_time = start.elapsed();
+        let computed = self.session.tokens().len() - reused;
         let mut writer = Writer::new(self.tokenizer, &self.limits.stop, &stop, write);
         let end = match read {
             ControlFlow::Break(()) => End::Interrupted,
@@ -126,6 +127,7 @@ impl<B: Backend> Responder<'_, B> {
         let figures = Figures {
             prompt: prompt.len(),
             reused,
+            computed,
             prompt_time,
             first_token: writer.first.map(|first| first - start),
             generated: writer.ids.len(),
@@ -214,7 +216,7 @@ impl<'a, W: FnMut(&str) -> io::Result<()>> Writer<'a, W> {
         Ok(match (self.stops.matched(), finish) {
             (Some(index), _) => End::StopString(self.strings[index].clone()),
             (None, Finish::Stopped) => End::Interrupted,
-            (None, Finish::EndOfText) => End::EndOfText,
+            (None, Finish::EndOfText) => End::Model,
             (None, Finish::Length) => End::MaxTokens,
             (None, Finish::ContextFull) => End::ContextFull,
         })

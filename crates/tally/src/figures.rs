@@ -14,7 +14,9 @@ pub(crate) struct Figures {
     pub(crate) prompt: usize,
     /// Tokens of the prompt whose keys and values were in the cache.
     pub(crate) reused: usize,
-    /// Time to compute the others.
+    /// Tokens of the prompt that were computed: the others, unless that was interrupted.
+    pub(crate) computed: usize,
+    /// Time to compute them.
     pub(crate) prompt_time: Duration,
     /// From the start of the prompt to the first token.
     pub(crate) first_token: Option<Duration>,
@@ -25,9 +27,9 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Tokens of the prompt a second.
+    /// Tokens of the prompt computed a second.
     fn prompt_rate(&self) -> Option<f64> {
-        rate(self.prompt - self.reused, self.prompt_time)
+        rate(self.computed, self.prompt_time)
     }
 
     /// Tokens generated a second. The first one came out of the prompt, so its step is not in the time.
@@ -106,6 +108,7 @@ mod tests {
         let whole = Figures {
             prompt: 12,
             reused: 0,
+            computed: 12,
             prompt_time: seconds(0.5),
             first_token: Some(seconds(0.52)),
             generated: 101,
@@ -116,7 +119,7 @@ mod tests {
             "prompt 12 tokens, 24.0 tok/s; generated 101 tokens, 25.0 tok/s; first token after 0.52 s",
         );
         check(
-            Figures { reused: 10, generated: 1, ..whole },
+            Figures { reused: 10, computed: 2, generated: 1, ..whole },
             "prompt 12 tokens (10 cached), 4.0 tok/s; generated 1 token; first token after 0.52 s",
         );
         check(Figures { prompt: 1, ..Figures::default() }, "prompt 1 token; generated 0 tokens");

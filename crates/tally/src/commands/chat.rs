@@ -176,7 +176,7 @@ impl Conversation<'_> {
         out.end_line()?;
         self.last = Some(answer.figures);
         match answer.end {
-            End::EndOfText | End::StopString(_) => {}
+            End::Model | End::StopString(_) => {}
             End::Interrupted if answer.ids.is_empty() => {
                 self.messages.pop();
                 note(format_args!(
