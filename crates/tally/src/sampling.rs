@@ -22,44 +22,44 @@ const SEED: u64 = 0;
 /// The arguments, to be flattened into a command's.
 #[derive(clap::Args)]
 #[command(
-    next_help_heading = "Sampling (defaults: the file's general.sampling.* keys, else those in brackets)"
+    next_help_heading = "Sampling (defaults: the file's general.sampling.* keys, else the numbers in parentheses)"
 )]
 pub(crate) struct Sampling {
     /// Always take the likeliest token: temperature 0.
     #[arg(long, conflicts_with = "temp")]
     greedy: bool,
-    /// Flatten (above 1) or sharpen (below 1) the distribution, from 0 to 100 [0.7].
+    /// Flatten (above 1) or sharpen (below 1) the distribution, from 0 to 100 (0.7).
     #[arg(long, visible_alias = "temperature", value_name = "T", allow_negative_numbers = true,
           value_parser = number("from 0 to 100", |t| (0.0..=100.0).contains(&t)))]
     temp: Option<f32>,
-    /// Keep the K likeliest tokens; 0 keeps all [20].
+    /// Keep the K likeliest tokens; 0 keeps all (20).
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
-    /// Keep the likeliest tokens that together have probability P, above 0 and at most 1 [0.8].
+    /// Keep the likeliest tokens that together have probability P, above 0 and at most 1 (0.8).
     #[arg(long, value_name = "P", allow_negative_numbers = true,
           value_parser = number("above 0 and at most 1", |p| p > 0.0 && p <= 1.0))]
     top_p: Option<f32>,
-    /// Keep tokens with at least P times the likeliest one's probability, at least 0 and below 1 [0].
+    /// Keep tokens with at least P times the likeliest one's probability, at least 0 and below 1 (0).
     #[arg(long, value_name = "P", allow_negative_numbers = true,
           value_parser = number("at least 0 and below 1", |p| (0.0..1.0).contains(&p)))]
     min_p: Option<f32>,
-    /// Divide positive and multiply negative logits of recent tokens, above 0 [1].
+    /// Divide positive and multiply negative logits of recent tokens, above 0 (1).
     #[arg(long, value_name = "X", allow_negative_numbers = true,
           value_parser = number("above 0 and finite", |x| x > 0.0 && x.is_finite()))]
     repeat_penalty: Option<f32>,
-    /// How many recent tokens, the prompt's included, the three penalties look at [64].
+    /// How many recent tokens, the prompt's included, the three penalties look at (64).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     repeat_last_n: Option<u32>,
-    /// Subtract X from the logit of each recent token [0].
+    /// Subtract X from the logit of each recent token (0).
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number("finite", f32::is_finite))]
     presence_penalty: Option<f32>,
-    /// Subtract X from the logit of a recent token for each time that it is there [0].
+    /// Subtract X from the logit of a recent token for each time that it is there (0).
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number("finite", f32::is_finite))]
     frequency_penalty: Option<f32>,
     /// Add VALUE to the logit of token ID; may be repeated. `tally tokenize` shows ids.
     #[arg(long, value_name = "ID=VALUE", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// Which of 2^64 sequences of random numbers to use, or `random` for any [0].
+    /// Which of 2^64 sequences of random numbers to use, or `random` for any (0).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<Seed>,
 }
