@@ -4,9 +4,9 @@
 //! is IEEE and lane-wise, so the vector width cannot change a bit. Only the integer kernels ([`Kernels`]) are written
 //! separately for each set, and they are exact.
 
-use crate::kernels::{Kernels, Scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::{Avx2, Avx512};
+use crate::kernels::{Kernels, Scalar};
 
 /// An instruction set that this machine has: values exist only for sets that were detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,12 @@ impl Isa {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
                 sets.push(Isa(Kind::Avx2));
-                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni") {
+                if has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512dq")
+                    && has!("avx512vl")
+                    && has!("avx512vnni")
+                {
                     sets.push(Isa(Kind::Avx512));
                 }
             }

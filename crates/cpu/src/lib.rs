@@ -238,8 +238,13 @@ impl Backend for Cpu {
             let Ffn::Moe(moe) = self.model.config.ffn else {
                 return Err(Fault::Buffer { buffer, why: "a dense model has no experts".into() });
             };
-            if let Some(bad) = values.iter().find(|&&v| !(v >= 0.0 && v < moe.experts as f32 && v.fract() == 0.0)) {
-                return Err(Fault::Buffer { buffer, why: format!("{bad} is not one of {} experts", moe.experts) });
+            if let Some(bad) =
+                values.iter().find(|&&v| !(v >= 0.0 && v < moe.experts as f32 && v.fract() == 0.0))
+            {
+                return Err(Fault::Buffer {
+                    buffer,
+                    why: format!("{bad} is not one of {} experts", moe.experts),
+                });
             }
             self.buffers.experts.iter_mut().zip(values).for_each(|(e, &v)| *e = v as u32);
             return Ok(());

@@ -27,7 +27,13 @@ impl<'a> Matrix<'a> {
     /// A two-dimensional tensor.
     pub(crate) fn new(tensor: &'a Tensor) -> Matrix<'a> {
         let row_bytes = tensor.row_bytes();
-        Matrix { dtype: tensor.dtype, k: tensor.row_len(), rows: tensor.rows(), row_bytes, bytes: &tensor.data }
+        Matrix {
+            dtype: tensor.dtype,
+            k: tensor.row_len(),
+            rows: tensor.rows(),
+            row_bytes,
+            bytes: &tensor.data,
+        }
     }
 
     /// Expert `e` of a `[K, N, E]` tensor.
@@ -76,7 +82,14 @@ impl Task for Fill<'_, '_> {
 }
 
 /// `out[i][n - rows.start] = w[n] . x[picks[i]]`; `out` is `[picks.len(), rows.len()]`.
-pub(crate) fn product(isa: Isa, w: Matrix<'_>, rows: Range<usize>, x: &Operand, picks: &[u32], out: &mut [f32]) {
+pub(crate) fn product(
+    isa: Isa,
+    w: Matrix<'_>,
+    rows: Range<usize>,
+    x: &Operand,
+    picks: &[u32],
+    out: &mut [f32],
+) {
     assert!(rows.end <= w.rows && w.k == x.k && out.len() == picks.len() * rows.len());
     match w.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => isa.run(FloatProduct { w, rows, x: &x.float, picks, out }),
@@ -281,7 +294,8 @@ fn small_term(w: &SmallBlock, x: &FixedRow<'_>, b: usize, scale: f32) -> f32 {
         let plane: &[i8; 32] = plane[b * 32..][..32].try_into().expect("a slice of 32");
         w.codes.iter().zip(plane).map(|(&c, &q)| i32::from(i16::from(c) * i16::from(q))).sum()
     };
-    let sum = |sums: &[i16]| -> i32 { sums[b * (32 / SUB)..][..32 / SUB].iter().map(|&s| i32::from(s)).sum() };
+    let sum =
+        |sums: &[i16]| -> i32 { sums[b * (32 / SUB)..][..32 / SUB].iter().map(|&s| i32::from(s)).sum() };
     let (f, g) = if x.lo.is_empty() {
         (dot(x.hi) as f32, sum(x.sum_hi) as f32)
     } else {

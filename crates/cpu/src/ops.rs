@@ -89,7 +89,13 @@ const RENORMALISE_FLOOR: f32 = 6.103_515_6e-5;
 
 /// Chooses `ids.len()` experts by probability, then by lower index; a NaN ranks below every number, so the ids are
 /// valid and distinct whatever the probabilities are. Writes ids and weights in rank order.
-pub(crate) fn choose(probabilities: &[f32], renormalise: bool, scale: f32, ids: &mut [u32], weights: &mut [f32]) {
+pub(crate) fn choose(
+    probabilities: &[f32],
+    renormalise: bool,
+    scale: f32,
+    ids: &mut [u32],
+    weights: &mut [f32],
+) {
     let rank = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v };
     for r in 0..ids.len() {
         let mut best: Option<usize> = None;

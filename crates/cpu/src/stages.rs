@@ -137,7 +137,14 @@ impl Task for Softmax<'_> {
 }
 
 /// Fills `operand` from `x` (`[T, K]`), in fixed point as well if one of `weights` needs it.
-fn prepare(isa: Isa, operand: &mut Operand, x: &[f32], k: usize, weights: &[&Tensor], activations: Activations) {
+fn prepare(
+    isa: Isa,
+    operand: &mut Operand,
+    x: &[f32],
+    k: usize,
+    weights: &[&Tensor],
+    activations: Activations,
+) {
     operand.k = k;
     operand.float.clear();
     operand.float.extend_from_slice(x);
@@ -158,7 +165,8 @@ fn normed(isa: Isa, x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 /// `out[t] = w x[t]` for every pair of matrix and output; all row chunks of all matrices share the threads.
 fn project(isa: Isa, x: &Operand, picks: &[u32], pairs: &mut [(Matrix<'_>, &mut [f32])]) {
     let outs: Vec<_> = pairs.iter_mut().map(|(w, out)| (*w, Columns::new(out, w.rows))).collect();
-    let tasks: Vec<_> = outs.iter().flat_map(|(w, out)| chunks(w.rows).map(move |rows| (w, out, rows))).collect();
+    let tasks: Vec<_> =
+        outs.iter().flat_map(|(w, out)| chunks(w.rows).map(move |rows| (w, out, rows))).collect();
     tasks.into_par_iter().for_each_init(Vec::new, |tile, (w, out, rows)| {
         let n = rows.len();
         tile.resize(picks.len() * n, 0.0);
@@ -281,7 +289,8 @@ impl Cpu {
             let q = &b.q[u * group * head_dim..][..group * head_dim];
             let queries: Vec<_> = q.chunks_exact(head_dim).map(|q| isa.run(RoundQuery(q))).collect();
             let end = row.position as usize + 1;
-            let tile = |p: usize| cache.tile(Slot { layer, block: table[p / BLOCK] as usize, head, index: 0 });
+            let tile =
+                |p: usize| cache.tile(Slot { layer, block: table[p / BLOCK] as usize, head, index: 0 });
             // `[spans, group]`
             let mut spans = vec![Partial::EMPTY; end.div_ceil(SPAN) * group];
             let span = |(i, out): (usize, &mut [Partial])| {
@@ -338,7 +347,12 @@ impl Cpu {
         pool.install(|| {
             b.normed = normed(*isa, &b.x, &norms.layers[layer].ffn, rms_eps);
             prepare(*isa, &mut scratch.operand, &b.normed, hidden, &[&router], *activations);
-            project(*isa, &scratch.operand, &scratch.all, &mut [(Matrix::new(&router), &mut b.router_logits)]);
+            project(
+                *isa,
+                &scratch.operand,
+                &scratch.all,
+                &mut [(Matrix::new(&router), &mut b.router_logits)],
+            );
             let ids = b.experts.par_chunks_exact_mut(moe.used);
             let weights = b.expert_weights.par_chunks_exact_mut(moe.used);
             let logits = b.router_logits.par_chunks_exact(moe.experts);
@@ -359,7 +373,8 @@ impl Cpu {
             let x = &scratch.operand;
             let hidden = Columns::new(&mut b.hidden, moe.width);
             let groups = by_expert(&moe, &b.experts);
-            let tasks: Vec<_> = groups.iter().flat_map(|g| chunks(moe.width).map(move |rows| (g, rows))).collect();
+            let tasks: Vec<_> =
+                groups.iter().flat_map(|g| chunks(moe.width).map(move |rows| (g, rows))).collect();
             tasks.into_par_iter().for_each_init(Vec::new, |tile: &mut Vec<f32>, ((e, pairs), rows)| {
                 let picks: Vec<u32> = pairs.iter().map(|&p| p / used as u32).collect();
                 let n = rows.len();
@@ -439,10 +454,12 @@ impl Cpu {
         pool.install(|| {
             let x = normed(*isa, &wanted, &norms.output, rms_eps);
             prepare(*isa, &mut scratch.operand, &x, hidden, &[w], *activations);
-            project(*isa, &scratch.operand, &scratch.all[..step.logits.len()], &mut [(
-                Matrix::new(w),
-                &mut b.logits[..],
-            )]);
+            project(
+                *isa,
+                &scratch.operand,
+                &scratch.all[..step.logits.len()],
+                &mut [(Matrix::new(w), &mut b.logits[..])],
+            );
         });
     }
 }

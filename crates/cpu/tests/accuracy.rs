@@ -83,7 +83,10 @@ fn check(name: &str, model: Model, tokens: &[u32]) {
     // One plane is two hundred times coarser; if that does not show, nothing would.
     let a8 = report(&model, Activations::A8, tokens, bound);
     assert!(a8.error > 10.0 * a16.error, "{name}: a8 is off by {}, a16 by {}", a8.error, a16.error);
-    println!("{name}: a16 cosine {:.9} error {:.2e}; a8 cosine {:.6} error {:.2e}", a16.cosine, a16.error, a8.cosine, a8.error);
+    println!(
+        "{name}: a16 cosine {:.9} error {:.2e}; a8 cosine {:.6} error {:.2e}",
+        a16.cosine, a16.error, a8.cosine, a8.error
+    );
 }
 
 fn tokens(n: u32, vocab: usize) -> Vec<u32> {

@@ -41,7 +41,13 @@ fn mixed(shape: &Shape, seed: u64, k256: bool) -> Arc<Model> {
 }
 
 fn options() -> Options {
-    Options { isa: Isa::available()[0], threads: 1, kv_blocks: 64, max_rows: 256, ..Options::for_context(1024) }
+    Options {
+        isa: Isa::available()[0],
+        threads: 1,
+        kv_blocks: 64,
+        max_rows: 256,
+        ..Options::for_context(1024)
+    }
 }
 
 /// Logits of every position of `tokens`, as bits, fed in chunks of the given lengths (the last one repeats).
@@ -116,7 +122,8 @@ fn company_in_a_batch_changes_nothing() {
     let shape = shape(false, true, 8, 2, 4, 64);
     let model = mixed(&shape, 11, true);
     let options = Options { isa: Isa::best(), threads: 2, ..options() };
-    let prompts: Vec<_> = [5usize, 65, 30].iter().enumerate().map(|(i, &n)| tokens(i as u64, n, 300)).collect();
+    let prompts: Vec<_> =
+        [5usize, 65, 30].iter().enumerate().map(|(i, &n)| tokens(i as u64, n, 300)).collect();
     let alone: Vec<_> = prompts.iter().map(|p| logits(&model, &options, p, &[p.len()])).collect();
 
     let mut cpu = Cpu::new(model, &options).unwrap();

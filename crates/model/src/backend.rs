@@ -77,8 +77,11 @@ pub enum StepError {
 impl Step {
     /// A step of one sequence: `tokens` at consecutive positions from `start`, logits of the last row.
     pub fn prefill(tokens: &[u32], start: u32, table: Vec<u32>) -> Step {
-        let rows: Vec<Row> =
-            tokens.iter().zip(start..).map(|(&token, position)| Row { token, position, sequence: 0 }).collect();
+        let rows: Vec<Row> = tokens
+            .iter()
+            .zip(start..)
+            .map(|(&token, position)| Row { token, position, sequence: 0 })
+            .collect();
         let last = rows.len().saturating_sub(1) as u32;
         Step { rows, tables: vec![table], logits: vec![last] }
     }

@@ -135,7 +135,12 @@ impl Config {
         let value_dim = keys.opt_count("attention.value_length", 256)?.unwrap_or(head_dim);
         keys.require("attention.value_length", value_dim, value_dim == head_dim, "equal to the key length")?;
         let kv_heads = keys.opt_count("attention.head_count_kv", 1 << 12)?.unwrap_or(heads);
-        keys.require("attention.head_count_kv", kv_heads, heads.is_multiple_of(kv_heads), "a divisor of the head count")?;
+        keys.require(
+            "attention.head_count_kv",
+            kv_heads,
+            heads.is_multiple_of(kv_heads),
+            "a divisor of the head count",
+        )?;
 
         let ffn = match arch {
             Arch::Qwen3 => Ffn::Dense { width: keys.count("feed_forward_length", 1 << 20)? },
@@ -233,8 +238,9 @@ impl Keys<'_> {
             "linear" => Scaling::Linear { factor: factor()? },
             "yarn" => Scaling::Yarn {
                 factor: factor()?,
-                original_context: self.opt_count("rope.scaling.original_context_length", 1 << 24)?.unwrap_or(context)
-                    as f64,
+                original_context: self
+                    .opt_count("rope.scaling.original_context_length", 1 << 24)?
+                    .unwrap_or(context) as f64,
                 attention_factor: f64::from(self.positive("rope.scaling.attn_factor", Some(1.0))?),
                 beta_fast: f64::from(self.positive("rope.scaling.yarn_beta_fast", Some(32.0))?),
                 beta_slow: f64::from(self.positive("rope.scaling.yarn_beta_slow", Some(1.0))?),

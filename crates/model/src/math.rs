@@ -10,7 +10,10 @@ pub const LOG2_E: [f32; 2] = [f32::from_bits(0x3fb8_aa3b), 1.925_963e-8];
 
 /// 2^r = 1 + r (C0 + r (C1 + ...)) for |r| <= 1/2: minimax fit of degree 6, relative error 2.0e-9 before rounding.
 /// The leading 1 is exact, so an integer argument gives an exact power of two.
-#[expect(clippy::approx_constant, reason = "fitted: that the first is ln 2 to seven digits is the fit's doing")]
+#[expect(
+    clippy::approx_constant,
+    reason = "fitted: that the first is ln 2 to seven digits is the fit's doing"
+)]
 pub const EXP2_POLY: [f32; 6] =
     [0.693_147_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_4, 0.000_153_533_62];
 

@@ -201,7 +201,8 @@ impl Model {
             return Err(ModelError::Unknown(name.into()));
         }
         let mut take = |name: String| found.remove(&name);
-        let mut layer = |i: usize| load_layer(&config, |name| take(format!("blk.{i}.{name}.weight")).expect(CHECKED));
+        let mut layer =
+            |i: usize| load_layer(&config, |name| take(format!("blk.{i}.{name}.weight")).expect(CHECKED));
         let layers = (0..config.layers).map(&mut layer).collect();
         let token_embd = take("token_embd.weight".into()).expect(CHECKED);
         let output = take("output.weight".into()).unwrap_or_else(|| token_embd.clone());

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use gguf::Tensor;
 use model::rope::Rope;
-use model::{BLOCK, Backend, Buffer, Config, Fault, Ffn, FfnWeights, LayerWeights, Model, Moe, Site, Stage, Step};
+use model::{
+    BLOCK, Backend, Buffer, Config, Fault, Ffn, FfnWeights, LayerWeights, Model, Moe, Site, Stage, Step,
+};
 
 /// A model in f64.
 pub struct Oracle {
@@ -60,7 +62,9 @@ impl Oracle {
 
     fn moe(&self, layer: usize) -> (Moe, [Tensor; 4]) {
         match (self.config().ffn, self.layer(layer).ffn) {
-            (Ffn::Moe(moe), FfnWeights::Moe { gate_inp, gate, up, down }) => (moe, [gate_inp, gate, up, down]),
+            (Ffn::Moe(moe), FfnWeights::Moe { gate_inp, gate, up, down }) => {
+                (moe, [gate_inp, gate, up, down])
+            }
             _ => unreachable!("`run` refuses the stages of a mixture of experts for a dense model"),
         }
     }
@@ -248,7 +252,8 @@ impl Oracle {
     fn head(&mut self) {
         let (d, w) = (self.config().hidden, &self.model.weights);
         let x = self.buffer(Buffer::X);
-        let wanted: Vec<f64> = self.step.logits.iter().flat_map(|&t| &x[t as usize * d..][..d]).copied().collect();
+        let wanted: Vec<f64> =
+            self.step.logits.iter().flat_map(|&t| &x[t as usize * d..][..d]).copied().collect();
         let x = rms_norm(&wanted, &w.output_norm, self.config().rms_eps);
         let logits = product(&w.output, 0, w.output.rows(), &x);
         self.logits = logits.iter().map(|&v| v as f32).collect();

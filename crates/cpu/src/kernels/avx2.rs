@@ -54,14 +54,22 @@ pub(super) fn offsets(w: &SuperBlock, sums: &[i16; 16]) -> __m256i {
             _mm256_loadu_si256(sums.as_ptr().cast()),
         )
     };
-    let factor = if w.bias != 0 { _mm256_mullo_epi16(scale, _mm256_set1_epi16(i16::from(w.bias))) } else { min };
+    let factor =
+        if w.bias != 0 { _mm256_mullo_epi16(scale, _mm256_set1_epi16(i16::from(w.bias))) } else { min };
     _mm256_madd_epi16(factor, sums)
 }
 
 /// Turns lane sums over biased codes, and the offsets of both planes, into the exact sums.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn settle(bias: u8, hi: __m256i, lo: __m256i, off_hi: __m256i, off_lo: __m256i, low: bool) -> Sums {
+pub(super) fn settle(
+    bias: u8,
+    hi: __m256i,
+    lo: __m256i,
+    off_hi: __m256i,
+    off_lo: __m256i,
+    low: bool,
+) -> Sums {
     if bias != 0 {
         let hi = reduce(_mm256_sub_epi32(hi, off_hi));
         let lo = if low { reduce(_mm256_sub_epi32(lo, off_lo)) } else { 0 };

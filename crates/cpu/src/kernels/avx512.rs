@@ -6,8 +6,8 @@ use gguf::Dtype;
 use quant::SuperBlock;
 use quant::fixed::FixedRow;
 
-use super::{Block, Kernels, Sums, avx2, check_planes, open};
 use super::open::{Q4K, Q5K, Q6K, Wide};
+use super::{Block, Kernels, Sums, avx2, check_planes, open};
 use crate::matmul::{Opened, PANEL, Panel, block};
 
 /// AVX-512 with BW, DQ, VL and VNNI.
@@ -297,7 +297,10 @@ unsafe fn planes<const N: usize>(hi: &[u8], lo: &[u8], b_hi: &[i8], b_lo: &[i8],
             let at = (g * lanes + n + 16 * v) * 4;
             // SAFETY: lanes n + 16 v .. + 16 of group g, inside the tile by the contract.
             let (a_hi, a_lo) = unsafe {
-                (_mm512_loadu_si512(hi.as_ptr().add(at).cast()), _mm512_loadu_si512(lo.as_ptr().add(at).cast()))
+                (
+                    _mm512_loadu_si512(hi.as_ptr().add(at).cast()),
+                    _mm512_loadu_si512(lo.as_ptr().add(at).cast()),
+                )
             };
             high[v] = _mm512_dpbusd_epi32(high[v], a_hi, q_hi);
             mixed[v] = _mm512_dpbusd_epi32(mixed[v], a_hi, q_lo);
@@ -398,7 +401,11 @@ impl Turned {
                 self.scale[sub][r] = i32::from(row.scale[sub]);
             }
             let factor = |sub: usize| -> u32 {
-                let f = if row.bias != 0 { i16::from(row.bias) * i16::from(row.scale[sub]) } else { row.min[sub].into() };
+                let f = if row.bias != 0 {
+                    i16::from(row.bias) * i16::from(row.scale[sub])
+                } else {
+                    row.min[sub].into()
+                };
                 u32::from(f as u16)
             };
             for pair in 0..8 {

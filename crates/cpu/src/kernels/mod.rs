@@ -55,7 +55,12 @@ pub(crate) trait Kernels {
     /// Adjoining weight rows against one activation row, where the set has a faster way than one
     /// [`Kernels::super_dot`] after the other; returns false, having done nothing, where it does not.
     #[inline(always)]
-    fn super_stream<const LOW: bool>(_dtype: Dtype, _rows: &[u8], _x: &FixedRow<'_>, _out: &mut [f32]) -> bool {
+    fn super_stream<const LOW: bool>(
+        _dtype: Dtype,
+        _rows: &[u8],
+        _x: &FixedRow<'_>,
+        _out: &mut [f32],
+    ) -> bool {
         false
     }
 
@@ -121,16 +126,19 @@ mod tests {
 
     fn check_dot(seed: u64, code_bits: u32, bias: u8, extreme: Option<i8>) {
         let b = bytes(seed, 1024);
-        let plane = |from: usize| -> [i8; 256] {
-            std::array::from_fn(|i| extreme.unwrap_or(b[from + i] as i8))
-        };
+        let plane =
+            |from: usize| -> [i8; 256] { std::array::from_fn(|i| extreme.unwrap_or(b[from + i] as i8)) };
         let (hi, lo) = (plane(0), plane(256));
         let sums = |p: &[i8; 256]| -> [i16; 16] {
             std::array::from_fn(|s| p[s * 16..][..16].iter().map(|&v| i16::from(v)).sum())
         };
         let w = SuperBlock {
             codes: std::array::from_fn(|i| {
-                if extreme.is_some() { (1u16 << code_bits) as u8 - 1 } else { b[512 + i] & ((1u16 << code_bits) as u8 - 1) }
+                if extreme.is_some() {
+                    (1u16 << code_bits) as u8 - 1
+                } else {
+                    b[512 + i] & ((1u16 << code_bits) as u8 - 1)
+                }
             }),
             scale: std::array::from_fn(|i| if extreme.is_some() { -128 } else { b[768 + i] as i8 }),
             min: std::array::from_fn(|i| if bias == 0 { b[800 + i] & 63 } else { 0 }),
@@ -190,9 +198,11 @@ mod tests {
                 quant::open_super(dtype, &block, &mut want);
                 for isa in Isa::available() {
                     // Leftovers of another block must not show.
-                    let mut got = SuperBlock { codes: [255; 256], scale: [99; 16], min: [99; 16], bias: 9, ..want };
+                    let mut got =
+                        SuperBlock { codes: [255; 256], scale: [99; 16], min: [99; 16], bias: 9, ..want };
                     isa.run(Open(dtype, &block, &mut got));
-                    let bits = |b: &SuperBlock| (b.codes, b.scale, b.min, b.bias, b.d.to_bits(), b.dmin.to_bits());
+                    let bits =
+                        |b: &SuperBlock| (b.codes, b.scale, b.min, b.bias, b.d.to_bits(), b.dmin.to_bits());
                     assert_eq!(bits(&got), bits(&want), "{dtype} {}", isa.name());
                 }
             }
