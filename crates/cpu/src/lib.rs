@@ -1,7 +1,7 @@
 //! The CPU backend: the arithmetic of ARCHITECTURE.md on any processor, the same bits whatever the vector width, the
 //! number of threads or the cut of the prompt.
 //!
-//! Owns the activations of a step, the KV cache and a thread pool. The stages are in [`stages`]; this file is what
+//! Owns the activations of a step, the KV cache and a thread pool. The stages are in `stages`; this file is what
 //! the engine sees.
 
 mod attention;

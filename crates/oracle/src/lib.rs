@@ -147,7 +147,7 @@ impl Oracle {
     }
 
     fn rope_store(&mut self, layer: usize) {
-        let (w, config) = (self.layer(layer), self.config().clone());
+        let (w, config) = (self.layer(layer), *self.config());
         let mut q = rms_norm(self.buffer(Buffer::Q), &w.attn_q_norm, config.rms_eps);
         let mut k = rms_norm(self.buffer(Buffer::K), &w.attn_k_norm, config.rms_eps);
         let v = self.buffer(Buffer::V).to_vec();
