@@ -1,6 +1,6 @@
 //! What a backend must be, and what one step of work is.
 //!
-//! A backend owns its memory (activations, KV cache) and its stages. It is driven by [`crate::forward`] alone;
+//! A backend owns its memory (activations, KV cache) and its stages. It is driven by [`crate::forward()`] alone;
 //! decorators (tracing, pairing, fault injection) wrap it and implement the same trait.
 
 use crate::{Buffer, Config, Model, Site};
@@ -159,7 +159,7 @@ pub enum Fault {
 
 /// A machine that can run the stages of a model.
 ///
-/// A step is `begin`, then [`Backend::run`] for each site in the order of [`crate::forward`]; afterwards the logits
+/// A step is `begin`, then [`Backend::run`] for each site in the order of [`crate::forward()`]; afterwards the logits
 /// can be read. Between two stages any named buffer can be read, or replaced, which is all that tracing, pairing and
 /// replay need.
 pub trait Backend {

@@ -1,4 +1,4 @@
-//! What a model is: its configuration, its weights, its stages, and the one [`forward`].
+//! What a model is: its configuration, its weights, its stages, and the one [`forward()`].
 //!
 //! Owns the meaning of a Qwen3 or Qwen3-MoE network and the part of the arithmetic that every backend shares
 //! (`exp`, the rotary table). Knows no device, does no I/O, and never looks at a weight's bytes.
