@@ -1,0 +1,123 @@
+//! What can go wrong between a model and a GPU, each with what to do about it.
+
+use gguf::Dtype;
+
+/// Why the CUDA backend cannot start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libcuda is not installed.
+    #[error("no CUDA driver: libcuda.so was not found (install the NVIDIA driver, or use --device cpu)")]
+    NoDriver,
+    /// The driver answers, but is older than what the kernels' compiler needs.
+    #[error("the NVIDIA driver supports CUDA {found}, but {need} is needed (update the driver)")]
+    OldDriver {
+        /// `major.minor` of the driver.
+        found: String,
+        /// `major.minor` needed.
+        need: &'static str,
+    },
+    /// The GPU asked for is not there.
+    #[error("there is no GPU {asked}: this machine has {}", gpus(*count))]
+    NoDevice {
+        /// Ordinal asked for.
+        asked: usize,
+        /// GPUs there are.
+        count: usize,
+    },
+    /// The GPU is older than the kernels.
+    #[error("{name} has compute capability {}.{}: at least 8.0 is needed", arch / 10, arch % 10)]
+    OldDevice {
+        /// The GPU.
+        name: String,
+        /// Its compute capability, times ten.
+        arch: u32,
+    },
+    /// libnvrtc is not installed.
+    #[error(
+        "no kernel compiler: libnvrtc.so was not found (it is in the CUDA toolkit, or `pip install nvidia-cuda-nvrtc` \
+         and add the folder of libnvrtc.so.13 to LD_LIBRARY_PATH)"
+    )]
+    NoNvrtc,
+    /// A kernel did not compile.
+    #[error("kernels `{unit}` do not compile for sm_{arch}: {log}")]
+    Compile {
+        /// Source file.
+        unit: String,
+        /// Compute capability, times ten.
+        arch: u32,
+        /// What the compiler said.
+        log: String,
+    },
+    /// A tensor whose type no kernel reads.
+    #[error("tensor `{tensor}`: no CUDA kernel reads {dtype} there{}", hint(.why))]
+    Type {
+        /// GGUF name.
+        tensor: String,
+        /// Its type.
+        dtype: Dtype,
+        /// What would be needed, or nothing.
+        why: &'static str,
+    },
+    /// A shape that no kernel was written for.
+    #[error("{what} of {found} is not supported by the CUDA backend ({want})")]
+    Shape {
+        /// Hyperparameter.
+        what: &'static str,
+        /// Its value.
+        found: usize,
+        /// What would be accepted.
+        want: &'static str,
+    },
+    /// The model does not fit.
+    #[error(
+        "the GPU has {} free, but {} are needed: weights {} + KV cache for {context} positions {} + workspace {}{}",
+        gb(*free), gb(weights + kv + workspace), gb(*weights), gb(*kv), gb(*workspace), fits(*would_fit)
+    )]
+    Memory {
+        /// Free bytes.
+        free: u64,
+        /// Bytes of weights.
+        weights: u64,
+        /// Bytes of the KV cache.
+        kv: u64,
+        /// Bytes of buffers.
+        workspace: u64,
+        /// Positions asked for.
+        context: usize,
+        /// The longest context that would fit, if any.
+        would_fit: Option<usize>,
+    },
+    /// The driver refused something.
+    #[error("the GPU failed: {what}: {text} ({name})")]
+    Driver {
+        /// What was tried.
+        what: &'static str,
+        /// The driver's name of the error.
+        name: String,
+        /// The driver's words.
+        text: String,
+    },
+}
+
+fn gpus(count: usize) -> String {
+    match count {
+        0 => "none".into(),
+        1 => "one (cuda:0)".into(),
+        n => format!("{n} (cuda:0 to cuda:{})", n - 1),
+    }
+}
+
+fn hint(why: &str) -> String {
+    if why.is_empty() { String::new() } else { format!(" ({why})") }
+}
+
+fn gb(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
+
+fn fits(context: Option<usize>) -> String {
+    match context {
+        Some(n) => format!("; a context of {n} would fit (--ctx {n})"),
+        None => "; no context would fit (use --device cpu, or a smaller model)".into(),
+    }
+}

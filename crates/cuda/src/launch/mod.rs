@@ -1,0 +1,4 @@
+//! The stages, one file each: which kernels a stage launches, on what, in what shape. The arithmetic is in
+//! `kernels/<stage>.cu`.
+
+pub(crate) mod embed;

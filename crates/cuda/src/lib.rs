@@ -1,0 +1,286 @@
+//! The CUDA backend: the arithmetic of ARCHITECTURE.md on an NVIDIA GPU, the same bits as the CPU's.
+//!
+//! Owns the GPU: weights, KV cache, activations, kernels. The stages are in `launch/`, one file each, over
+//! `kernels/<stage>.cu`; this file is what the engine sees. Needs no CUDA toolkit to build: driver and compiler are
+//! looked up when the program runs.
+
+mod buffers;
+mod cache;
+mod compile;
+mod driver;
+mod error;
+mod kernels;
+mod launch;
+mod layout;
+mod step;
+mod weights;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use model::{Backend, Buffer, Fault, Ffn, Model, Site, Stage, Step};
+use quant::fixed::Activations;
+
+pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
+pub use driver::{Gpu, gpus};
+pub use error::Error;
+pub use kernels::{compile_all, units};
+
+use buffers::Buffers;
+use driver::{Device, Memory};
+use kernels::Kernels;
+use step::DeviceStep;
+use weights::Weights;
+
+/// How to build a [`Cuda`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which GPU, as the driver counts them.
+    pub ordinal: usize,
+    /// Precision of activations in products with quantised weights.
+    pub activations: Activations,
+    /// Positions a sequence may reach.
+    pub context: usize,
+    /// KV blocks of [`model::BLOCK`] positions.
+    pub kv_blocks: usize,
+    /// Most rows of a step.
+    pub max_rows: usize,
+    /// Where compiled kernels are kept; `None` compiles every time.
+    pub cache: Option<PathBuf>,
+}
+
+impl Options {
+    /// One sequence of up to `context` positions, prompts in chunks of 2,048.
+    pub fn for_context(context: usize) -> Options {
+        Options {
+            ordinal: 0,
+            activations: Activations::default(),
+            context,
+            kv_blocks: context.div_ceil(model::BLOCK),
+            max_rows: 2048.min(context.max(1)),
+            cache: None,
+        }
+    }
+}
+
+/// A model on a GPU.
+pub struct Cuda {
+    // Fields drop in order: what lives on the device before the device.
+    kernels: Kernels,
+    weights: Weights,
+    cache: cache::Cache,
+    buffers: Buffers,
+    step: DeviceStep,
+    /// Cosine and sine of every position, `[context, HD / 2, 2]`.
+    rope: Memory<f32>,
+    /// The last step's logits, on the host.
+    logits: Vec<f32>,
+    model: Arc<Model>,
+    activations: Activations,
+    max_rows: usize,
+    context: usize,
+    device: Arc<Device>,
+}
+
+impl Cuda {
+    /// Puts a model on a GPU. `progress` hears how many bytes of weights have been sent, of how many.
+    pub fn new(
+        model: Arc<Model>,
+        options: &Options,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Cuda, Error> {
+        let device = Device::open(options.ordinal)?;
+        let compiler = Compiler::new(device.gpu.arch, options.cache.clone())?;
+        let kernels = Kernels::load(&device, &compiler, &units(&model, options.activations))?;
+        let total = weights::bytes(&model);
+        let weights =
+            Weights::upload(&device, kernels.get("repack"), &model, &mut |sent| progress(sent, total))?;
+        let config = &model.config;
+        let rope: Vec<f32> = {
+            let table = config.rope.table(config.head_dim, options.context);
+            (0..options.context).flat_map(|p| table.at(p).iter().flatten().copied()).collect()
+        };
+        Ok(Cuda {
+            kernels,
+            weights,
+            cache: cache::Cache::new(&device, config, options.kv_blocks)?,
+            buffers: Buffers::new(&device, config, options.max_rows, options.activations)?,
+            step: DeviceStep::new(&device, options.max_rows, options.context)?,
+            rope: device.upload(&rope)?,
+            logits: Vec::new(),
+            activations: options.activations,
+            max_rows: options.max_rows,
+            context: options.context,
+            model,
+            device,
+        })
+    }
+
+    /// The GPU in use.
+    pub fn gpu(&self) -> &Gpu {
+        &self.device.gpu
+    }
+
+    fn begin_step(&mut self, step: &Step) -> Result<(), Error> {
+        self.device.bind()?;
+        self.buffers.reserve_logits(&self.device, step.logits.len(), self.model.config.vocab)?;
+        self.step.set(step)
+    }
+
+    fn run_stage(&mut self, stage: Stage, layer: usize) -> Result<(), Error> {
+        match stage {
+            Stage::Embed => self.embed(),
+            Stage::Qkv => self.qkv(layer),
+            Stage::RopeStore => self.rope_store(layer),
+            Stage::Attend => self.attend(layer),
+            Stage::AttnOut => self.attn_out(layer),
+            Stage::Route => self.route(layer),
+            Stage::ExpertsUp => self.experts_up(layer),
+            Stage::ExpertsDown => self.experts_down(layer),
+            Stage::FeedForward => self.ffn(layer),
+            Stage::Head => self.head(),
+        }
+    }
+
+    /// A buffer of floats and how many of its values the current step has.
+    fn floats(&self, buffer: Buffer) -> Option<(&Memory<f32>, usize)> {
+        let (config, b) = (&self.model.config, &self.buffers);
+        let (t, r) = (self.step.rows(), self.step.outputs());
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let moe = match config.ffn {
+            Ffn::Moe(moe) => Some(moe),
+            Ffn::Dense { .. } => None,
+        };
+        let of_moe = |len: fn(&model::Moe) -> usize| moe.as_ref().map_or(0, len);
+        Some(match buffer {
+            Buffer::X => (&b.x, t * config.hidden),
+            Buffer::Q => (&b.q, t * q),
+            Buffer::K => (&b.k, t * kv),
+            Buffer::V => (&b.v, t * kv),
+            Buffer::Attn => (&b.attn, t * q),
+            Buffer::Normed => (&b.normed, if moe.is_some() { t * config.hidden } else { 0 }),
+            Buffer::RouterLogits => (&b.router_logits, t * of_moe(|m| m.experts)),
+            Buffer::ExpertWeights => (&b.expert_weights, t * of_moe(|m| m.used)),
+            Buffer::Hidden => (&b.hidden, t * of_moe(|m| m.used * m.width)),
+            Buffer::Logits => (&b.logits, r * config.vocab),
+            Buffer::Experts | Buffer::CacheK | Buffer::CacheV => return None,
+        })
+    }
+
+    fn expert_ids(&self) -> usize {
+        match self.model.config.ffn {
+            Ffn::Moe(moe) => self.step.rows() * moe.used,
+            Ffn::Dense { .. } => 0,
+        }
+    }
+
+    fn read_buffer(&self, buffer: Buffer) -> Result<Vec<f32>, Error> {
+        self.device.bind()?;
+        if let Some((memory, len)) = self.floats(buffer) {
+            let mut values = vec![0.0; len];
+            memory.read(0, &mut values)?;
+            return Ok(values);
+        }
+        match buffer {
+            Buffer::Experts => {
+                let mut ids = vec![0u32; self.expert_ids()];
+                self.buffers.experts.read(0, &mut ids)?;
+                Ok(ids.into_iter().map(|id| id as f32).collect())
+            }
+            _ => {
+                let (keys, values) = self.cache.rows(&self.step)?;
+                Ok(if buffer == Buffer::CacheK { keys } else { values })
+            }
+        }
+    }
+}
+
+/// An error of the GPU as a fault of a stage.
+fn fault(site: Site) -> impl Fn(Error) -> Fault {
+    move |error| Fault::Device { site, source: Box::new(error) }
+}
+
+/// Where a failure between two stages is reported.
+const STEP: Site = Site { stage: Stage::Embed, layer: None };
+
+impl Backend for Cuda {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn kv_blocks(&self) -> usize {
+        self.cache.blocks()
+    }
+
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        step.check(&self.model.config)?;
+        let within = |what, got: usize, limit| {
+            if got <= limit { Ok(()) } else { Err(Fault::Capacity { what, got, limit }) }
+        };
+        within("a step", step.rows.len(), self.max_rows)?;
+        let longest = step.rows.iter().map(|r| r.position as usize + 1).max().unwrap_or(0);
+        within("a context", longest, self.context)?;
+        let highest = step.tables.iter().flatten().map(|&b| b as usize + 1).max().unwrap_or(0);
+        within("a KV block id", highest, self.cache.blocks())?;
+        within("a batch", step.tables.len(), self.step.max_sequences())?;
+        self.begin_step(step).map_err(fault(STEP))
+    }
+
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        let layers = self.model.config.layers;
+        let fits = match (site.stage, self.model.config.ffn) {
+            (Stage::Embed | Stage::Head, _) => site.layer.is_none(),
+            (Stage::FeedForward, Ffn::Moe(_))
+            | (Stage::Route | Stage::ExpertsUp | Stage::ExpertsDown, Ffn::Dense { .. }) => false,
+            _ => site.layer.is_some_and(|l| l < layers),
+        };
+        if !fits {
+            return Err(Fault::NoSuchStage { site });
+        }
+        self.run_stage(site.stage, site.layer.unwrap_or(0)).map_err(fault(site))
+    }
+
+    fn read(&self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        self.read_buffer(buffer).map_err(fault(STEP))
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
+        let refuse = |why: String| Err(Fault::Buffer { buffer, why });
+        let len = match buffer {
+            Buffer::Experts => self.expert_ids(),
+            Buffer::CacheK | Buffer::CacheV => {
+                return refuse("the cache is written by rope_store alone".into());
+            }
+            _ => self.floats(buffer).map_or(0, |(_, len)| len),
+        };
+        if values.len() != len {
+            return refuse(format!("{} values do not fill its {len}", values.len()));
+        }
+        self.device.bind().map_err(fault(STEP))?;
+        if let Some((memory, _)) = self.floats(buffer) {
+            return memory.write(0, values).map_err(fault(STEP));
+        }
+        let Ffn::Moe(moe) = self.model.config.ffn else {
+            return refuse("a dense model has no experts".into());
+        };
+        let valid = |v: f32| v >= 0.0 && v < moe.experts as f32 && v.fract() == 0.0;
+        if let Some(bad) = values.iter().find(|&&v| !valid(v)) {
+            return refuse(format!("{bad} is not one of {} experts", moe.experts));
+        }
+        let ids: Vec<u32> = values.iter().map(|&v| v as u32).collect();
+        self.buffers.experts.write(0, &ids).map_err(fault(STEP))
+    }
+
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        self.logits = self.read(Buffer::Logits)?;
+        Ok(&self.logits)
+    }
+}
