@@ -209,7 +209,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn read(&self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
         let b = &self.buffers;
         Ok(match buffer {
             Buffer::X => b.x.clone(),

@@ -12,6 +12,7 @@ mod error;
 mod kernels;
 mod launch;
 mod layout;
+mod replay;
 mod step;
 mod weights;
 
@@ -29,6 +30,7 @@ pub use kernels::{compile_all, units};
 use buffers::Buffers;
 use driver::{Device, Memory};
 use kernels::Kernels;
+use replay::{Recording, Replay};
 use step::DeviceStep;
 use weights::Weights;
 
@@ -47,6 +49,8 @@ pub struct Options {
     pub max_rows: usize,
     /// Where compiled kernels are kept; `None` compiles every time.
     pub cache: Option<PathBuf>,
+    /// Whether small steps are recorded as CUDA graphs and replayed; changes speed, no bit.
+    pub graphs: bool,
 }
 
 impl Options {
@@ -59,6 +63,7 @@ impl Options {
             kv_blocks: context.div_ceil(model::BLOCK),
             max_rows: 2048.min(context.max(1)),
             cache: None,
+            graphs: true,
         }
     }
 }
@@ -71,6 +76,7 @@ pub struct Cuda {
     cache: cache::Cache,
     buffers: Buffers,
     step: DeviceStep,
+    replay: Replay,
     /// Cosine and sine of every position, `[context, HD / 2, 2]`.
     rope: Memory<f32>,
     /// The last step's logits, on the host.
@@ -96,17 +102,15 @@ impl Cuda {
         let weights =
             Weights::upload(&device, kernels.get("repack"), &model, &mut |sent| progress(sent, total))?;
         let config = &model.config;
-        let rope: Vec<f32> = {
-            let table = config.rope.table(config.head_dim, options.context);
-            (0..options.context).flat_map(|p| table.at(p).iter().flatten().copied()).collect()
-        };
+        let rope = config.rope.table(config.head_dim, options.context);
         Ok(Cuda {
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
             buffers: Buffers::new(&device, config, options.max_rows, options.activations)?,
             step: DeviceStep::new(&device, options.max_rows, options.context)?,
-            rope: device.upload(&rope)?,
+            replay: Replay::new(options.graphs),
+            rope: device.upload(rope.entries().as_flattened())?,
             logits: Vec::new(),
             activations: options.activations,
             max_rows: options.max_rows,
@@ -123,8 +127,64 @@ impl Cuda {
 
     fn begin_step(&mut self, step: &Step) -> Result<(), Error> {
         self.device.bind()?;
-        self.buffers.reserve_logits(&self.device, step.logits.len(), self.model.config.vocab)?;
+        if self.buffers.reserve_logits(&self.device, step.logits.len(), self.model.config.vocab)? {
+            self.replay.forget();
+        }
+        self.replay.begin((step.rows.len(), step.logits.len()));
         self.step.set(step)
+    }
+
+    /// Launches a stage, or notes it for the end of the step.
+    fn take_up(&mut self, site: Site) -> Result<(), Fault> {
+        if !self.replay.defers() {
+            return self.launch(&[site]);
+        }
+        let head = self.step.outputs() > 0;
+        match self.replay.note(site, &self.model.config, head) {
+            Some(sites) if sites == replay::forward_sites(&self.model.config, head) => self.replay_all(&sites),
+            Some(sites) => self.launch(&sites),
+            None => Ok(()),
+        }
+    }
+
+    /// Launches stages one after the other.
+    fn launch(&mut self, sites: &[Site]) -> Result<(), Fault> {
+        self.device.bind().map_err(fault(STEP))?;
+        for &site in sites {
+            self.run_stage(site.stage, site.layer.unwrap_or(0)).map_err(fault(site))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a whole small step: stage by stage the first time, recorded the second, replayed from then on.
+    fn replay_all(&mut self, sites: &[Site]) -> Result<(), Fault> {
+        let key = (self.step.rows(), self.step.outputs());
+        let failed = fault(STEP);
+        match self.replay.get(key) {
+            Some(Recording::Ready(graph)) => graph.launch().map_err(failed),
+            Some(Recording::Seen) => {
+                self.device.begin_capture().map_err(&failed)?;
+                let launched = self.launch(sites);
+                // Ended in any case: a stream left recording would be of no use to anyone.
+                let graph = self.device.end_capture();
+                launched?;
+                let graph = graph.map_err(&failed)?;
+                graph.launch().map_err(&failed)?;
+                self.replay.set(key, Recording::Ready(graph));
+                Ok(())
+            }
+            None => {
+                self.launch(sites)?;
+                self.replay.set(key, Recording::Seen);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes sure that what was asked for so far has been launched.
+    fn settle(&mut self) -> Result<(), Fault> {
+        let sites = self.replay.take();
+        self.launch(&sites)
     }
 
     fn run_stage(&mut self, stage: Stage, layer: usize) -> Result<(), Error> {
@@ -165,6 +225,21 @@ impl Cuda {
             Buffer::Logits => (&b.logits, r * config.vocab),
             Buffer::Experts | Buffer::CacheK | Buffer::CacheV => return None,
         })
+    }
+
+    /// Replaces a buffer of floats, and its copy in fixed point where stages read that.
+    fn write_floats(&self, buffer: Buffer, values: &[f32]) -> Result<(), Error> {
+        self.device.bind()?;
+        if let Some((memory, _)) = self.floats(buffer) {
+            memory.write(0, values)?;
+        }
+        let (b, t) = (&self.buffers, self.step.rows());
+        match buffer {
+            Buffer::Attn => self.fix(b.attn.ptr(), t, &b.attn_fixed),
+            Buffer::Normed => self.fix(b.normed.ptr(), t, &b.normed_fixed),
+            Buffer::Hidden => self.fix(b.hidden.ptr(), self.expert_ids(), &b.hidden_fixed),
+            _ => Ok(()),
+        }
     }
 
     fn expert_ids(&self) -> usize {
@@ -245,10 +320,11 @@ impl Backend for Cuda {
         if !fits {
             return Err(Fault::NoSuchStage { site });
         }
-        self.run_stage(site.stage, site.layer.unwrap_or(0)).map_err(fault(site))
+        self.take_up(site)
     }
 
-    fn read(&self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        self.settle()?;
         self.read_buffer(buffer).map_err(fault(STEP))
     }
 
@@ -264,9 +340,9 @@ impl Backend for Cuda {
         if values.len() != len {
             return refuse(format!("{} values do not fill its {len}", values.len()));
         }
-        self.device.bind().map_err(fault(STEP))?;
-        if let Some((memory, _)) = self.floats(buffer) {
-            return memory.write(0, values).map_err(fault(STEP));
+        self.settle()?;
+        if self.floats(buffer).is_some() {
+            return self.write_floats(buffer, values).map_err(fault(STEP));
         }
         let Ffn::Moe(moe) = self.model.config.ffn else {
             return refuse("a dense model has no experts".into());

@@ -181,8 +181,9 @@ pub trait Backend {
     /// Runs one stage on the current step.
     fn run(&mut self, site: Site) -> Result<(), Fault>;
 
-    /// Copies a buffer of the current step out, in the shape that [`Buffer`] names.
-    fn read(&self, buffer: Buffer) -> Result<Vec<f32>, Fault>;
+    /// Copies a buffer of the current step out, in the shape that [`Buffer`] names; a backend that launches its stages
+    /// late runs first what was asked for.
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault>;
 
     /// Replaces a buffer of the current step.
     fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault>;

@@ -308,7 +308,7 @@ impl Backend for Oracle {
         Ok(())
     }
 
-    fn read(&self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
         match self.buffers.get(&buffer) {
             Some(values) => Ok(values.iter().map(|&v| v as f32).collect()),
             None => Err(Fault::Buffer { buffer, why: "no stage of this step has written it".into() }),
