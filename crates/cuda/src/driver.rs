@@ -196,6 +196,43 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Milliseconds on the GPU from before the first to after the last of what `work` launches.
+    pub(crate) fn time(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<f32, Error> {
+        let (start, end) = (Event::new()?, Event::new()?);
+        start.record(self)?;
+        work()?;
+        end.record(self)?;
+        self.synchronize()?;
+        // SAFETY: both events were recorded, and the stream was waited for.
+        unsafe { result::event::elapsed(start.0, end.0) }.map_err(failed("timing kernels"))
+    }
+}
+
+/// A point on the stream.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Event, Error> {
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        event.map(Event).map_err(failed("timing kernels"))
+    }
+
+    fn record(&self, device: &Device) -> Result<(), Error> {
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(self.0, device.stream) }.map_err(failed("timing kernels"))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        unsafe {
+            let _ = result::event::destroy(self.0);
+        }
+    }
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: the last user of stream and context is gone; a failure here can help no one.

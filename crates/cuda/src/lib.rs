@@ -12,6 +12,7 @@ mod error;
 mod kernels;
 mod launch;
 mod layout;
+mod profile;
 mod replay;
 mod step;
 mod weights;
@@ -26,6 +27,7 @@ pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
 pub use driver::{Gpu, gpus};
 pub use error::Error;
 pub use kernels::{compile_all, units};
+pub use profile::StageTime;
 
 use buffers::Buffers;
 use driver::{Device, Memory};
