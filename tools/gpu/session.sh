@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# What is done on a machine with a GPU, one part or several: session.sh PART..
+# Needs out/gpu from build.sh. Results go to $OUT.
+#   tests     every GPU test against the CPU
+#   sanitize  compute-sanitizer's four tools on the tiny models
+#   parity    the full-size shape, CPU against GPU: 3 tokens, 512 tokens, 32 generated
+#   bench     the full-size shape: prompts, depths, batches
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+bin=out/gpu out=${OUT:-out/gpu/results} model=/dev/shm/qwen3-30b-a3b.gguf
+mkdir -p "$out"
+chmod +x "$bin"/*
+# NVRTC, where PyTorch's wheels have it or where the toolkit does.
+nvrtc=$(python3 -c 'import nvidia, pathlib; print(next(pathlib.Path(nvidia.__path__[0]).rglob("libnvrtc.so.1*")).parent)' 2>/dev/null)
+export LD_LIBRARY_PATH="${nvrtc:-/usr/local/cuda/lib64}:${LD_LIBRARY_PATH:-}"
+
+full_size() { [ -s "$model" ] || { time "$bin/tally" synth qwen3-30b-a3b "$model"; } 2>&1 | tail -n 4; }
+
+status=0
+for part in "$@"; do
+    printf '\n== %s\n' "$part"
+    case "$part" in
+    tests) "$bin/gpu-tests" --ignored --test-threads 1 2>&1 | tee "$out/tests.log" || status=1 ;;
+    test:*) "$bin/gpu-tests" --ignored --test-threads 1 "${part#test:}" 2>&1 | tee "$out/test.log" || status=1 ;;
+    sanitize)
+        for tool in memcheck racecheck initcheck synccheck; do
+            compute-sanitizer --tool "$tool" --error-exitcode 9 "$bin/gpu-tests" --ignored --test-threads 1 sanitized \
+                2>&1 | tail -n 5 | tee "$out/$tool.log" || status=1
+        done ;;
+    parity)
+        full_size
+        "$bin/tally" parity "$model" --left cpu --right cuda --ids 1,2,3 --generate 32 2>&1 | tee "$out/parity.log" || status=1 ;;
+    bench)
+        full_size
+        "$bin/tally" bench "$model" --device cuda --json > "$out/bench.json" || status=1
+        "$bin/tally" bench "$model" --device cuda 2>&1 | tee "$out/bench.log" || status=1 ;;
+    *) echo "no such part: $part"; exit 2 ;;
+    esac
+done
+exit $status
