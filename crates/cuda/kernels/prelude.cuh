@@ -54,6 +54,14 @@ struct Step {
     u32 rows;             // T
 };
 
+// The step's (row, rank) pairs by expert: pair = row * USED + rank. Written by `group`.
+struct Groups {
+    u32* pair;        // [T * K], experts ascending, pairs ascending within an expert
+    u32* start;       // [E + 1]: where each expert's pairs begin
+    u32* tile;        // [tiles][3]: expert, first index in `pair`, count
+    u32* tile_count;  // [1]
+};
+
 // Values that share a scale in a row of length k.
 constexpr __host__ __device__ u32 block_len(u32 k) { return k % 256 == 0 ? 256 : 32; }
 

@@ -7,6 +7,7 @@ use quant::fixed::{Activations, SUB, block_len};
 
 use crate::Error;
 use crate::driver::{Argument, Device, Memory, Ptr};
+use crate::launch::group::Groups;
 
 /// Rows in fixed point as kernels see them (`Fixed` in prelude.cuh).
 #[repr(C)]
@@ -19,6 +20,12 @@ pub(crate) struct FixedArg {
 }
 // SAFETY: `repr(C)`, the fields of the twin.
 unsafe impl Argument for FixedArg {}
+
+impl FixedArg {
+    /// For a kernel that is to write none.
+    pub(crate) const NONE: FixedArg =
+        FixedArg { hi: Ptr::NULL, lo: Ptr::NULL, sum: Ptr::NULL, scale: Ptr::NULL };
+}
 
 /// `rows` rows of `k` values in fixed point.
 pub(crate) struct Fixed {
@@ -69,6 +76,8 @@ pub(crate) struct Buffers {
     pub(crate) attn_fixed: Fixed,
     /// The input of `experts_down` (`[T * K, F]`) or of the dense network's down projection (`[T, F]`).
     pub(crate) hidden_fixed: Fixed,
+    /// The step's pairs by expert.
+    pub(crate) groups: Groups,
 }
 
 /// Sizes of the buffers, in values.
@@ -124,6 +133,7 @@ impl Buffers {
             normed_fixed: Fixed::new(device, rows, s.hidden, activations)?,
             attn_fixed: Fixed::new(device, rows, s.q, activations)?,
             hidden_fixed: Fixed::new(device, pairs, s.width, activations)?,
+            groups: Groups::new(device, config, rows)?,
         })
     }
 
@@ -133,7 +143,9 @@ impl Buffers {
         // Two planes, a sum to 16 values, a scale to 32 at worst.
         let fixed = |k: usize| 2 * k + k / 4 + k / 8;
         let floats = 2 * s.hidden + 2 * s.q + 2 * s.kv + s.experts + s.used * (2 + s.width + s.hidden);
-        rows * (4 * floats + fixed(s.hidden) + fixed(s.q) + s.used * fixed(s.width)) + 4 * config.vocab
+        rows * (4 * floats + fixed(s.hidden) + fixed(s.q) + s.used * fixed(s.width))
+            + 4 * config.vocab
+            + Groups::bytes(config, rows)
     }
 
     /// Room for the logits of `rows` rows.

@@ -19,7 +19,12 @@ pub(crate) const SOURCES: &[(&str, &str)] = &sources![
     "prelude.cuh",
     "arith.cuh",
     "types.cuh",
+    "open.cuh",
     "repack.cu",
+    "embed.cu",
+    "fixed.cu",
+    "group.cu",
+    "route.cu",
 ];
 
 /// What is compiled together: a `.cu` of [`SOURCES`] with its constants.

@@ -20,6 +20,9 @@ pub(crate) type UnitOf = (&'static str, &'static [&'static str]);
 const UNITS: &[UnitOf] = &[
     crate::weights::UNIT,
     launch::embed::UNIT,
+    launch::fixed::UNIT,
+    launch::group::UNIT,
+    launch::route::UNIT,
 ];
 
 /// What to compile for a model: every file, with the model's constants.

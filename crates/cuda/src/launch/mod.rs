@@ -2,3 +2,6 @@
 //! `kernels/<stage>.cu`.
 
 pub(crate) mod embed;
+pub(crate) mod fixed;
+pub(crate) mod group;
+pub(crate) mod route;
