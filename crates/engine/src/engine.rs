@@ -4,7 +4,7 @@
 
 use std::ops::ControlFlow;
 
-use model::{BLOCK, Backend, Fault, Step, forward};
+use model::{BLOCK, Backend, Choice, Chosen, Fault, Lane, Step, forward};
 
 use crate::kv::{BlockPool, OutOfBlocks};
 use crate::sampler::{Sampler, SamplerError};
@@ -26,6 +26,11 @@ impl Session {
     /// The tokens in the cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// KV blocks that the session holds.
+    pub fn blocks(&self) -> usize {
+        self.table.len()
     }
 }
 
@@ -167,6 +172,11 @@ impl<B: Backend> Engine<B> {
         if session.tokens.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
+        if let Some(choice) = sampler.params().choice()
+            && self.backend.chooser().is_some()
+        {
+            return self.generate_on_device(session, choice, eos, max_tokens, each);
+        }
         for generated in 0..max_tokens {
             let position = session.tokens.len();
             let token = sampler.sample(self.backend.logits()?, &session.tokens, position as u64)?;
@@ -186,6 +196,59 @@ impl<B: Backend> Engine<B> {
             let _ = self.feed(session, &[token], |_| ControlFlow::Continue(()))?;
         }
         Ok(Finish::Length)
+    }
+
+    /// [`Engine::generate`] with a backend that chooses tokens itself: the host hears of each a step late, and a step
+    /// that computes past the end leaves nothing that is ever read.
+    fn generate_on_device(
+        &mut self,
+        session: &mut Session,
+        choice: Choice,
+        eos: &[u32],
+        max_tokens: usize,
+        mut each: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Finish, EngineError> {
+        let start = session.tokens.len();
+        // The last token chosen is not fed.
+        let steps = max_tokens.min(self.context() + 1 - start);
+        let reached = start + steps.saturating_sub(1);
+        self.pool.extend(&mut session.table, reached.div_ceil(BLOCK))?;
+        // Positions are below the context, which is below 2^32.
+        let lane = Lane { position: start as u32, table: session.table.clone(), choice };
+        let chooser = self.backend.chooser().expect("the caller has just asked");
+        chooser.start(&[lane])?;
+        let mut finish = if steps < max_tokens { Finish::ContextFull } else { Finish::Length };
+        let mut asked = 0;
+        for done in 0..steps {
+            while asked < (done + 2).min(steps) {
+                chooser.advance()?;
+                asked += 1;
+            }
+            let token = match chooser.collect()?[..] {
+                [Chosen::Token(token)] => token,
+                [Chosen::NonFinite { nan, infinite, first }] => {
+                    let [nan, infinite, first] = [nan, infinite, first].map(|n| n as usize);
+                    let len = self.backend.model().config.vocab;
+                    return Err(SamplerError::NonFinite { nan, infinite, first, len }.into());
+                }
+                _ => unreachable!("one sequence was started"),
+            };
+            if eos.contains(&token) {
+                finish = Finish::EndOfText;
+                break;
+            }
+            // As on the host: a token is in the session unless it was the last one.
+            if each(token).is_break() {
+                finish = Finish::Stopped;
+                break;
+            }
+            if done + 1 < steps {
+                session.tokens.push(token);
+            }
+        }
+        // What is in flight ends before the cache is anyone else's: every launch is on one stream.
+        self.pool.truncate(&mut session.table, session.tokens.len().div_ceil(BLOCK));
+        Ok(finish)
     }
 
     /// Forgets what follows the first `len` tokens and frees the blocks it held.

@@ -3,7 +3,7 @@
 //! A backend owns its memory (activations, KV cache) and its stages. It is driven by [`crate::forward()`] alone;
 //! decorators (tracing, pairing, fault injection) wrap it and implement the same trait.
 
-use crate::{Buffer, Config, Model, Site};
+use crate::{Buffer, Chooser, Config, Model, Site};
 
 /// Positions in one KV block. Attention works in tiles of this many keys counted from position 0, so a block is
 /// exactly one tile and no tile ever crosses a block (ARCHITECTURE.md, rule 5).
@@ -190,4 +190,9 @@ pub trait Backend {
 
     /// The logits of the finished step, `[R, V]`, without a copy where the memory allows it.
     fn logits(&mut self) -> Result<&[f32], Fault>;
+
+    /// The backend as one that chooses tokens itself, if it can.
+    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
+        None
+    }
 }

@@ -4,6 +4,7 @@
 //! (`exp`, the rotary table). Knows no device, does no I/O, and never looks at a weight's bytes.
 
 mod backend;
+mod choose;
 mod config;
 mod forward;
 pub mod math;
@@ -12,6 +13,7 @@ mod stage;
 mod weights;
 
 pub use backend::{BLOCK, Backend, Fault, Row, Step, StepError};
+pub use choose::{Choice, Chooser, Chosen, Lane};
 pub use config::{Arch, Config, ConfigError, Ffn, Moe};
 pub use forward::forward;
 pub use stage::{Buffer, Site, Stage};

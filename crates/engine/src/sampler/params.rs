@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use model::Choice;
+
 use super::SamplerError;
 
 /// How tokens are chosen. Each field says at which value it has no effect.
@@ -60,6 +62,18 @@ impl SamplerParams {
     pub fn is_greedy(&self) -> bool {
         // Below, 1 / temperature may be infinite.
         self.temperature < f32::MIN_POSITIVE
+    }
+
+    /// The same choice for a device that sees no text, if that is enough: penalties and bias are the host's.
+    pub fn choice(&self) -> Option<Choice> {
+        (!self.adjusts()).then(|| Choice {
+            inverse_temperature: (!self.is_greedy()).then(|| 1.0 / self.temperature),
+            // No vocabulary reaches 2^32: the largest k keeps all.
+            top_k: u32::try_from(self.top_k).unwrap_or(u32::MAX),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+        })
     }
 
     /// Checks every range; a comparison with NaN is false.
