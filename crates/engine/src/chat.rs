@@ -292,6 +292,9 @@ pub enum ChatError {
     #[error("the chat template was not done after {limit:?}")]
     #[allow(missing_docs, reason = "the message says it")]
     TooSlow { limit: Duration },
+    /// Control tokens spelled in messages cannot be kept apart from the template's.
+    #[error("the conversation spells a control token and has every character of private use")]
+    NoMark,
     /// There is no thread to run the template on.
     #[error("cannot start a thread for the chat template: {0}")]
     Thread(io::Error),

@@ -1,7 +1,6 @@
 //! `tally bench`: prompt and generation speed, beside what the machine's memory allows.
 
 mod bandwidth;
-mod machine;
 mod measure;
 mod report;
 mod traffic;
@@ -18,11 +17,11 @@ use rayon::prelude::*;
 
 use crate::activations::ActivationsArg;
 use crate::failure::Failure;
+use crate::machine::{self, Peak};
 use crate::progress::Progress;
 use crate::threads::Threads;
 use crate::{output, source};
 use bandwidth::Bandwidth;
-use machine::Peak;
 use measure::{Bench, Row, Test};
 use report::{MachineFacts, ModelFacts, Report};
 use traffic::Traffic;

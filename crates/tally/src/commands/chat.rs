@@ -7,14 +7,14 @@ use std::path::PathBuf;
 
 use anstyle::Style;
 use cpu::Cpu;
-use engine::{Sampler, Session};
+use engine::{ChatEncoder, Sampler, Session};
 
 use crate::answer::{End, Limits, Responder};
 use crate::clock;
 use crate::failure::Failure;
 use crate::figures::Figures;
 use crate::load::{self, Loaded};
-use crate::prompt::{self, Message, Role};
+use crate::message::{self, Message, Role};
 use crate::sampling::Sampling;
 use crate::text_out::TextOut;
 use draft::{Draft, Entry};
@@ -80,7 +80,8 @@ impl Args {
         let (tokenizer, limits) = (&loaded.tokenizer, &self.limits);
         let mut conversation = Conversation {
             loaded: &loaded,
-            chat: prompt::Chat::new(tokenizer, &template, clock::now())?,
+            encoder: ChatEncoder::new(tokenizer, &template)?,
+            now: clock::now(),
             responder: Responder { tokenizer, engine, session: Session::default(), sampler, limits },
             messages: self.system.iter().map(|text| Message::new(Role::System, text)).collect(),
             last: None,
@@ -91,7 +92,9 @@ impl Args {
 
 struct Conversation<'a> {
     loaded: &'a Loaded,
-    chat: prompt::Chat<'a>,
+    encoder: ChatEncoder<'a>,
+    /// When it began, in seconds since 1970.
+    now: i64,
     responder: Responder<'a, Cpu>,
     /// The system message, if there is one, then the user's and the assistant's in turn.
     messages: Vec<Message>,
@@ -152,7 +155,7 @@ impl Conversation<'_> {
     /// before it began, was never said.
     fn say(&mut self, text: String) -> Result<(), Failure> {
         self.messages.push(Message::new(Role::User, text));
-        let prompt = self.chat.ids(&self.messages)?;
+        let prompt = self.encoder.encode(&message::conversation(&self.messages, self.now))?;
         let context = self.responder.context();
         if prompt.len() > context {
             self.messages.pop();

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anstyle::Style;
 use cpu::Cpu;
-use engine::{ChatTemplate, Sampler, SamplerParams, Session};
+use engine::{ChatEncoder, ChatTemplate, Sampler, SamplerParams, Session};
 use serde_json::json;
 use signal_hook::consts::SIGINT;
 
 use crate::answer::{Answer, End, Limits, Responder};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
-use crate::prompt::{self, Message, Role};
+use crate::message::{Message, Role, conversation};
 use crate::sampling::Sampling;
 use crate::text_out::TextOut;
 use crate::{clock, input, output};
@@ -140,13 +140,14 @@ impl Args {
                 loaded.name
             );
         }
-        prompt::raw(&loaded.tokenizer, text)
+        Ok(engine::raw_prompt(&loaded.tokenizer, text)?)
     }
 
     fn chat_ids(&self, loaded: &Loaded, template: &ChatTemplate, text: &str) -> Result<Vec<u32>, Failure> {
         let system = self.system.iter().map(|text| Message::new(Role::System, text));
         let messages: Vec<_> = system.chain([Message::new(Role::User, text)]).collect();
-        prompt::Chat::new(&loaded.tokenizer, template, clock::now())?.ids(&messages)
+        let encoder = ChatEncoder::new(&loaded.tokenizer, template)?;
+        Ok(encoder.encode(&conversation(&messages, clock::now()))?)
     }
 
     /// Answers, writing the text as it comes unless it is to be part of a JSON object.

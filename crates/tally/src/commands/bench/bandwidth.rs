@@ -15,7 +15,7 @@ use std::time::Instant;
 use memmap2::MmapMut;
 use rayon::ThreadPool;
 
-use super::machine;
+use crate::machine;
 
 /// How many times the last-level caches the parts are together.
 const CACHES: usize = 8;

@@ -4,15 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::figures::peak_resident_bytes;
-
 /// The processor's name, such as `AMD EPYC`.
-pub(super) fn processor() -> Option<String> {
+pub(crate) fn processor() -> Option<String> {
     field(&fs::read_to_string("/proc/cpuinfo").ok()?, "model name").map(str::to_owned)
 }
 
 /// The bytes of all last-level caches together.
-pub(super) fn last_level_cache() -> Option<usize> {
+pub(crate) fn last_level_cache() -> Option<usize> {
     let mut level_and_caches = (0, BTreeMap::new());
     for cpu in fs::read_dir("/sys/devices/system/cpu").ok()?.flatten() {
         let Ok(caches) = fs::read_dir(cpu.path().join("cache")) else { continue };
@@ -36,10 +34,16 @@ pub(super) fn last_level_cache() -> Option<usize> {
     Some(level_and_caches.1.into_values().sum()).filter(|&bytes| bytes > 0)
 }
 
-/// The most memory this process has had resident, in bytes, pages of mapped files included; measurements' own buffers
-/// can be left out.
+/// The most memory that this process ever had resident, in bytes: its own allocations and the pages of mapped files
+/// that it touched, weights among them. `VmHWM` of proc(5).
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kibibytes(field(&status, "VmHWM")?).map(|bytes| bytes as u64) // `usize` is at most 64 bits wide
+}
+
+/// [`peak_resident_bytes`], from which measurements' own buffers can be left out.
 #[derive(Default)]
-pub(super) struct Peak {
+pub(crate) struct Peak {
     /// Before what was left out.
     earlier: u64,
     /// Whether something that should not count may count all the same.
@@ -48,7 +52,7 @@ pub(super) struct Peak {
 
 impl Peak {
     /// Runs `work`, whose memory is given back when it returns and shall not count.
-    pub(super) fn without<T>(&mut self, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn without<T>(&mut self, work: impl FnOnce() -> T) -> T {
         self.earlier = self.earlier.max(peak_resident_bytes().unwrap_or(0));
         let result = work();
         // proc(5): sets the mark back to what is resident now.
@@ -57,7 +61,7 @@ impl Peak {
     }
 
     /// The bytes, unless the system does not tell.
-    pub(super) fn bytes(&self) -> Option<u64> {
+    pub(crate) fn bytes(&self) -> Option<u64> {
         if self.inflated { None } else { Some(self.earlier.max(peak_resident_bytes()?)) }
     }
 }
@@ -85,5 +89,14 @@ mod tests {
         check("VmHWM: 32768K", "VmHWM", Some(32 << 20));
         check("VmHWM: lots", "VmHWM", None);
         check("", "VmHWM", None);
+    }
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn peak_memory_grows_with_use() {
+        let before = peak_resident_bytes().expect("proc is mounted");
+        let touched = std::hint::black_box(vec![1u8; 256 << 20]);
+        let after = peak_resident_bytes().expect("proc is mounted");
+        // Other tests run and end beside this one: half of it is proof enough.
+        assert!(after - before >= touched.len() as u64 / 2, "{before} to {after}");
     }
 }
