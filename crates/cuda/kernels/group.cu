@@ -7,10 +7,10 @@
 
 constexpr u32 THREADS = 256;
 constexpr u32 WARPS = THREADS / 32;
-// A dense model has no experts, and nobody calls this: only the arrays need a length.
-constexpr u32 COUNTS = EXPERTS > 0 ? EXPERTS : 1;
+// A dense model has no experts, and nobody calls this: it only has to compile.
+constexpr u32 E = EXPERTS > 0 ? EXPERTS : 1;
 // Experts whose counts one thread scans.
-constexpr u32 OWN = (COUNTS + THREADS - 1) / THREADS;
+constexpr u32 OWN = (E + THREADS - 1) / THREADS;
 
 __device__ __forceinline__ u32 warp_prefix(u32 v, u32 lane) {
 #pragma unroll
@@ -35,9 +35,9 @@ __device__ __forceinline__ u32 block_prefix(u32 v, u32* scratch) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) group(const u32* experts, u32 pairs, u32 columns, Groups groups) {
-    __shared__ u32 count[COUNTS], start[WARPS], tile[WARPS], scratch[WARPS];
+    __shared__ u32 count[E], start[WARPS], tile[WARPS], scratch[WARPS];
     const u32 t = threadIdx.x, lane = t % 32;
-    for (u32 e = t; e < EXPERTS; e += THREADS) count[e] = 0;
+    for (u32 e = t; e < E; e += THREADS) count[e] = 0;
     __syncthreads();
     launch_dependents();
     wait_dependencies();
@@ -58,14 +58,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) group(const u32* experts, 
     u32 own_pairs = 0, own_tiles = 0;
     for (u32 i = 0; i < OWN; i++) {
         const u32 e = t * OWN + i;
-        if (e >= EXPERTS) break;
+        if (e >= E) break;
         own_pairs += count[e];
         own_tiles += (count[e] + columns - 1) / columns;
     }
     u32 first_pair = block_prefix(own_pairs, scratch), first_tile = block_prefix(own_tiles, scratch);
     for (u32 i = 0; i < OWN; i++) {
         const u32 e = t * OWN + i;
-        if (e >= EXPERTS) break;
+        if (e >= E) break;
         if (e / WARPS == blockIdx.x) {
             start[e % WARPS] = first_pair;
             tile[e % WARPS] = first_tile;
@@ -73,15 +73,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) group(const u32* experts, 
         if (blockIdx.x == 0) groups.start[e] = first_pair;
         first_pair += count[e];
         first_tile += (count[e] + columns - 1) / columns;
-        if (blockIdx.x == 0 && e == EXPERTS - 1) {
-            groups.start[EXPERTS] = first_pair;
+        if (blockIdx.x == 0 && e == E - 1) {
+            groups.start[E] = first_pair;
             *groups.tile_count = first_tile;
         }
     }
     __syncthreads();
 
     const u32 expert = blockIdx.x * WARPS + t / 32;
-    if (expert >= EXPERTS || count[expert] == 0) return;
+    if (expert >= E || count[expert] == 0) return;
     const u32 mine = count[expert], first = start[t / 32];
     for (u32 i = lane; i * columns < mine; i += 32) {
         u32* to = groups.tile + (u64)(tile[t / 32] + i) * 3;
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group(const u32* experts, 
             ids[4] = b.x, ids[5] = b.y, ids[6] = b.z, ids[7] = b.w;
         } else {
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) ids[i] = p + i < pairs ? experts[p + i] : EXPERTS;
+            for (u32 i = 0; i < 8; i++) ids[i] = p + i < pairs ? experts[p + i] : E;
         }
         u32 hits = 0;
 #pragma unroll

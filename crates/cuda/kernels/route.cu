@@ -6,8 +6,10 @@
 #include "arith.cuh"
 
 constexpr u32 THREADS = 256;
-// A dense model has no experts, and nobody calls this: only the array needs a length.
-constexpr u32 OWN = EXPERTS > 32 ? (EXPERTS + 31) / 32 : 1;
+// A dense model has no experts, and nobody calls this: it only has to compile.
+constexpr u32 E = EXPERTS > 0 ? EXPERTS : 1, K = USED > 0 ? USED : 1;
+// Experts of a lane.
+constexpr u32 OWN = (E + 31) / 32;
 // Up to here probabilities stay in registers; many more experts spill to local memory, slower and as right.
 constexpr u32 UNROLL = OWN <= 16 ? OWN : 1;
 
@@ -19,9 +21,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
     launch_dependents();
     wait_dependencies();
     if (t >= rows) return;
-    logits += (u64)t * EXPERTS;
-    experts += (u64)t * USED;
-    weights += (u64)t * USED;
+    logits += (u64)t * E;
+    experts += (u64)t * K;
+    weights += (u64)t * K;
 
     f32 p[OWN];
     const f32 none = __int_as_float(0xff800000);
@@ -29,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
 #pragma unroll UNROLL
     for (u32 i = 0; i < OWN; i++) {
         const u32 e = i * 32 + lane;
-        p[i] = e < EXPERTS ? logits[e] : none;
+        p[i] = e < E ? logits[e] : none;
         max = p[i] > max ? p[i] : max;
     }
     // A maximum of numbers, NaN passed over: exact in any order (of two zeros either, which no exponential tells apart).
@@ -41,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
     f32 sum = 0.0f;
 #pragma unroll UNROLL
     for (u32 i = 0; i < OWN; i++) {
-        if (i * 32 + lane < EXPERTS) {
+        if (i * 32 + lane < E) {
             p[i] = exp_exact(__fsub_rn(p[i], max));
             sum = __fadd_rn(sum, p[i]);
         }
@@ -51,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
     u32 best = 0, at = 0;
 #pragma unroll UNROLL
     for (u32 i = 0; i < OWN; i++) {
-        if (i * 32 + lane < EXPERTS) {
+        if (i * 32 + lane < E) {
             p[i] = __fdiv_rn(p[i], total);
             const u32 key = rank_key(p[i]);
             if (key > best) best = key, at = i;
@@ -60,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
     u32 taken[(OWN + 31) / 32] = {};
 
     f32 chosen_sum = 0.0f;
-    for (u32 r = 0; r < USED; r++) {
+    for (u32 r = 0; r < K; r++) {
         const u32 key = __reduce_max_sync(0xffffffffu, best);
         const u32 id = __reduce_min_sync(0xffffffffu, best == key ? at * 32 + lane : 0xffffffffu);
         f32 weight = 0.0f;
@@ -73,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
                     weight = p[i];
                     taken[i / 32] |= 1u << (i % 32);
                 }
-                const bool left = i * 32 + lane < EXPERTS && !(taken[i / 32] >> (i % 32) & 1);
+                const bool left = i * 32 + lane < E && !(taken[i / 32] >> (i % 32) & 1);
                 const u32 other = rank_key(p[i]);
                 if (left && other > best) best = other, next = i;
             }
@@ -89,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const f32* logits, 
     // 2^-14: cpu::ops::RENORMALISE_FLOOR. A NaN sum meets the floor too.
     const f32 floor = 6.103515625e-5f;
     const f32 divisor = chosen_sum > floor ? chosen_sum : floor;
-    for (u32 r = lane; r < USED; r += 32) {
+    for (u32 r = lane; r < K; r += 32) {
         f32 weight = weights[r];
         if constexpr (RENORMALISE) weight = __fdiv_rn(weight, divisor);
         weights[r] = __fmul_rn(weight, __int_as_float(EXPERT_SCALE));

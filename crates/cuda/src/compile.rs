@@ -25,6 +25,9 @@ pub(crate) const SOURCES: &[(&str, &str)] = &sources![
     "fixed.cu",
     "group.cu",
     "route.cu",
+    "sample.cuh",
+    "sample_scan.cuh",
+    "sample.cu",
 ];
 
 /// What is compiled together: a `.cu` of [`SOURCES`] with its constants.

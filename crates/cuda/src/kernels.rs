@@ -23,6 +23,7 @@ const UNITS: &[UnitOf] = &[
     launch::fixed::UNIT,
     launch::group::UNIT,
     launch::route::UNIT,
+    launch::sample::UNIT,
 ];
 
 /// What to compile for a model: every file, with the model's constants.

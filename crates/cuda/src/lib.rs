@@ -12,6 +12,7 @@ mod error;
 mod kernels;
 mod launch;
 mod layout;
+mod pinned;
 mod profile;
 mod replay;
 mod step;

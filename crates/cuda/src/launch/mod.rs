@@ -5,3 +5,4 @@ pub(crate) mod embed;
 pub(crate) mod fixed;
 pub(crate) mod group;
 pub(crate) mod route;
+pub(crate) mod sample;
