@@ -327,3 +327,70 @@ impl Task for FloatProduct<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Random bytes, as blocks of `dtype`: any scale can occur, so NaN and infinity do.
+    fn bytes(seed: u64, n: usize) -> Vec<u8> {
+        let mut s = seed | 1;
+        let mut next = || {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            (s >> 32) as u8
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Every NaN is one.
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|v| if v.is_nan() { f32::NAN } else { *v }.to_bits()).collect()
+    }
+
+    fn check(dtype: Dtype, blocks: usize, rows: usize, seed: u64, extreme: Option<u8>) {
+        let (k, row_bytes) = (blocks * 256, blocks * dtype.block_bytes());
+        let bytes = match extreme {
+            Some(byte) => vec![byte; rows * row_bytes],
+            None => bytes(seed, rows * row_bytes),
+        };
+        let w = Matrix { dtype, k, rows, row_bytes, bytes: &bytes };
+        let float: Vec<f32> = (0..k).map(|i| ((seed >> (i % 40)) as u8 as i8).into()).collect();
+        for activations in [Activations::A16, Activations::A8] {
+            let mut x = Operand { k, float: float.clone(), ..Operand::default() };
+            x.fixed.reset(1, k, activations);
+            x.fixed.rows_mut().for_each(|mut row| row.fill(&float));
+            let run = |isa: Isa| {
+                let mut out = vec![f32::NAN; rows];
+                product(isa, w, 0..rows, &x, &[0], &mut out);
+                bits(&out)
+            };
+            let want = run(Isa::available()[0]);
+            for isa in Isa::available() {
+                assert_eq!(run(isa), want, "{dtype} {} {}", activations.name(), isa.name());
+            }
+        }
+    }
+
+    proptest! {
+        /// Rows whose ends fall anywhere in a group of blocks, and a last group of any length.
+        #[test]
+        fn one_row_meets_a_stream_of_any_shape(seed: u64, which in 0usize..5, blocks in 1usize..20, rows in 1usize..20) {
+            let dtype = [Dtype::Q2K, Dtype::Q3K, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K][which];
+            check(dtype, blocks, rows, seed, None);
+        }
+    }
+
+    #[test]
+    fn the_largest_codes_and_scales_do_not_overflow() {
+        for dtype in [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
+            for byte in [0x00, 0x7b, 0x80, 0xfb, 0xff] {
+                // Every activation the largest of its block, or its negative.
+                check(dtype, 3, 5, u64::MAX, Some(byte));
+                check(dtype, 3, 5, 0x8181_8181_8181_8181, Some(byte));
+            }
+        }
+    }
+}

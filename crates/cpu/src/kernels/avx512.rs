@@ -1,14 +1,16 @@
 //! The integer kernels with 512-bit vectors and dot-product instructions (Ice Lake, Zen 4 and later).
 
+mod stream;
+
 use std::arch::x86_64::*;
 
 use gguf::Dtype;
 use quant::SuperBlock;
 use quant::fixed::FixedRow;
 
-use super::open::{Q4K, Q5K, Q6K, Wide};
+use self::stream::{Q4K, Q5K, Q6K, stream};
 use super::{Block, Kernels, Sums, avx2, check_planes, open};
-use crate::matmul::{Opened, PANEL, Panel, block};
+use crate::matmul::{Opened, PANEL, Panel};
 
 /// AVX-512 with BW, DQ, VL and VNNI.
 pub(crate) struct Avx512;
@@ -31,9 +33,9 @@ impl Kernels for Avx512 {
         // SAFETY: as above.
         unsafe {
             match dtype {
-                Dtype::Q4K => super_stream::<Q4K, LOW>(bytes, x, out),
-                Dtype::Q5K => super_stream::<Q5K, LOW>(bytes, x, out),
-                Dtype::Q6K => super_stream::<Q6K, LOW>(bytes, x, out),
+                Dtype::Q4K => stream::<Q4K, LOW>(bytes, x, out),
+                Dtype::Q5K => stream::<Q5K, LOW>(bytes, x, out),
+                Dtype::Q6K => stream::<Q6K, LOW>(bytes, x, out),
                 _ => return false,
             }
         }
@@ -105,168 +107,6 @@ fn super_dot<const LOW: bool>(w: &SuperBlock, x: Block<'_>) -> Sums {
     let off_hi = avx2::offsets(w, x.sum_hi);
     let off_lo = if LOW { avx2::offsets(w, x.sum_lo) } else { _mm256_setzero_si256() };
     avx2::settle(w.bias, half(hi), half(lo), off_hi, off_lo, LOW)
-}
-
-/// Weight rows against one activation row, their blocks taken in the order in which they lie: the one stream that the
-/// hardware prefetches at full speed. Four blocks, of one row or of neighbours, share the horizontal sums and the
-/// float part, in which a lane is a block; their terms then join their rows' sums in order.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn super_stream<T: Wide, const LOW: bool>(bytes: &[u8], x: &FixedRow<'_>, out: &mut [f32]) {
-    let per_row = x.scale.len();
-    let blocks = out.len() * per_row;
-    assert_eq!(bytes.len(), blocks * T::BYTES);
-    out.fill(0.0);
-    let mut next = Next { row: 0, column: 0, per_row };
-    let (fours, rest) = bytes.split_at(blocks / 4 * 4 * T::BYTES);
-    for bytes in fours.chunks_exact(4 * T::BYTES) {
-        join_terms::<T, 4, LOW>(bytes, x, &mut next, out);
-    }
-    for bytes in rest.chunks_exact(T::BYTES) {
-        join_terms::<T, 1, LOW>(bytes, x, &mut next, out);
-    }
-}
-
-/// The next block of a stream: its row, and its place in it.
-struct Next {
-    row: usize,
-    column: usize,
-    per_row: usize,
-}
-
-/// Adds the terms of `N` blocks to the sums of their rows.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn join_terms<T: Wide, const N: usize, const LOW: bool>(
-    bytes: &[u8],
-    x: &FixedRow<'_>,
-    next: &mut Next,
-    out: &mut [f32],
-) {
-    let mut sums = Four::default();
-    let mut column = next.column;
-    for j in 0..N {
-        sums.add::<T, LOW>(j, &bytes[j * T::BYTES..][..T::BYTES], block::<LOW>(x, column));
-        column = if column + 1 == next.per_row { 0 } else { column + 1 };
-    }
-    for term in &sums.terms::<T, LOW>()[..N] {
-        out[next.row] += term;
-        next.column += 1;
-        if next.column == next.per_row {
-            (next.row, next.column) = (next.row + 1, 0);
-        }
-    }
-}
-
-/// The integer sums of four blocks, still spread over lanes, and what multiplies them.
-struct Four {
-    hi: [__m256i; 4],
-    lo: [__m256i; 4],
-    min: [__m256i; 4],
-    halves: [u32; 4],
-    scale: [f32; 4],
-}
-
-impl Default for Four {
-    #[inline(always)]
-    fn default() -> Four {
-        // SAFETY: all-zero bytes are valid vectors, integers and floats.
-        unsafe { std::mem::zeroed() }
-    }
-}
-
-impl Four {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn add<T: Wide, const LOW: bool>(&mut self, j: usize, bytes: &[u8], x: Block<'_>) {
-        // Far enough ahead to hide the memory, near enough to stay in the first cache.
-        const AHEAD: usize = 2048;
-        for line in (0..T::BYTES).step_by(64) {
-            // A hint: an address outside the mapping is ignored.
-            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD + line).cast());
-        }
-        // SAFETY: this is compiled for AVX-512.
-        let ((scale, minimum), codes) = unsafe { (T::scales(bytes), T::codes(bytes)) };
-        // As in `super_dot`: scales in the low halves of 32-bit lanes.
-        let scales = _mm512_and_si512(_mm512_cvtepi8_epi32(scale), _mm512_set1_epi32(0xffff));
-        let zero = _mm512_setzero_si512();
-        let (mut hi, mut lo) = (zero, zero);
-        for (i, codes) in codes.into_iter().enumerate() {
-            // SAFETY: 64 bytes from 64 i of 256-byte planes, and 16 i32.
-            let (x_hi, x_lo, lanes) = unsafe {
-                (
-                    _mm512_loadu_si512(x.hi.as_ptr().add(64 * i).cast()),
-                    _mm512_loadu_si512(x.lo.as_ptr().add(64 * i).cast()),
-                    _mm512_loadu_si512(SCALE_OF_LANE[i].as_ptr().cast()),
-                )
-            };
-            let scale = _mm512_permutexvar_epi32(lanes, scales);
-            hi = _mm512_dpwssd_epi32(hi, _mm512_dpbusd_epi32(zero, codes, x_hi), scale);
-            if LOW {
-                lo = _mm512_dpwssd_epi32(lo, _mm512_dpbusd_epi32(zero, codes, x_lo), scale);
-            }
-        }
-        (self.hi[j], self.lo[j]) = (halved(hi), halved(lo));
-        let factor = if T::BIAS != 0 {
-            _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scale), _mm256_set1_epi16(T::BIAS.into()))
-        } else {
-            _mm256_cvtepu8_epi16(minimum)
-        };
-        // SAFETY: 16 i16 each.
-        let (sum_hi, sum_lo) = unsafe {
-            (_mm256_loadu_si256(x.sum_hi.as_ptr().cast()), _mm256_loadu_si256(x.sum_lo.as_ptr().cast()))
-        };
-        let offset = (_mm256_madd_epi16(factor, sum_hi), _mm256_madd_epi16(factor, sum_lo));
-        if T::BIAS != 0 {
-            self.hi[j] = _mm256_sub_epi32(self.hi[j], offset.0);
-            self.lo[j] = _mm256_sub_epi32(self.lo[j], offset.1);
-        } else if LOW {
-            self.min[j] = _mm256_add_epi32(_mm256_slli_epi32::<8>(offset.0), offset.1);
-        } else {
-            self.min[j] = offset.0;
-        }
-        (self.halves[j], self.scale[j]) = (T::halves(bytes), x.scale);
-    }
-
-    /// `s * (d * F - dmin * G)` of each block.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn terms<T: Wide, const LOW: bool>(self) -> [f32; 4] {
-        let mut f = _mm_cvtepi32_ps(sum_each(self.hi));
-        if LOW {
-            f = _mm_fmadd_ps(_mm_set1_ps(256.0), f, _mm_cvtepi32_ps(sum_each(self.lo)));
-        }
-        // SAFETY: four words and four floats.
-        let (halves, scale) = unsafe {
-            (_mm256_cvtph_ps(_mm_loadu_si128(self.halves.as_ptr().cast())), _mm_loadu_ps(self.scale.as_ptr()))
-        };
-        // [d0 m0 d1 m1 | d2 m2 d3 m3] to [d0 d1 d2 d3] and [m0 m1 m2 m3].
-        let (low, high) = (_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
-        let mut t = _mm_mul_ps(_mm_shuffle_ps::<0b10_00_10_00>(low, high), f);
-        if T::BIAS == 0 {
-            // Without minima this would subtract 0 * 0, which changes nothing.
-            let dmin = _mm_shuffle_ps::<0b11_01_11_01>(low, high);
-            t = _mm_sub_ps(t, _mm_mul_ps(dmin, _mm_cvtepi32_ps(sum_each(self.min))));
-        }
-        let mut out = [0.0; 4];
-        // SAFETY: four floats.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), _mm_mul_ps(scale, t)) };
-        out
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn halved(v: __m512i) -> __m256i {
-    _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
-}
-
-/// The sums of the lanes of four vectors, in their order.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn sum_each(v: [__m256i; 4]) -> __m128i {
-    let v = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
 }
 
 /// Four bytes, or a pair of 16-bit sums, in every lane.

@@ -1,0 +1,527 @@
+//! Decode: adjoining weight rows against one activation row.
+//!
+//! Blocks are taken in the order in which they lie, the one stream that the hardware prefetches at full speed, in
+//! groups of eight. A vector of a block's codes is multiplied with [`_mm512_dpbusd_epi32`], whose sums of 4 or 8
+//! products still fit 16 bits; two such vectors are packed into one, which meets its sub-block scales in one 16-bit
+//! product. A group shares the opening of its scales, the horizontal sums and the float part, in which a lane is a
+//! block. Knows the layouts of the three types (drawn in `quant::block`), and nothing of threads.
+
+use std::arch::x86_64::*;
+
+use quant::fixed::FixedRow;
+
+/// Blocks to a group: the 32-bit lanes of half a vector.
+const GROUP: usize = 8;
+
+/// Bytes between what is computed and what is fetched: far enough to hide the memory, near enough to stay in the
+/// first cache.
+const AHEAD: usize = 2048;
+
+/// One vector, where a load never crosses a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u64; 8]);
+
+/// A weight type that can be streamed.
+pub(super) trait Streamed {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Sub-block sums of a plane of a block as this type wants them.
+    const SUMS: usize;
+    /// Whether codes meet the planes in the order of [`NIBBLES`].
+    const PERMUTED: bool;
+    /// One of the sums, given those of two neighbouring runs of 16.
+    fn sum(sums: [i16; 2], out: &mut [i16]);
+    /// The terms `s * (d * F - dmin * G)` of eight blocks.
+    ///
+    /// # Safety
+    /// `blocks` points to [`GROUP`] whole blocks; AVX-512 as in [`super::Avx512`].
+    unsafe fn terms<const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256;
+}
+
+pub(super) struct Q4K;
+pub(super) struct Q5K;
+pub(super) struct Q6K;
+
+/// Where each 8 bytes of a permuted plane come from. Two vectors of Q4_K's nibbles are interleaved by 8 bytes, so that
+/// vectors 0 and 1 (low nibbles), and 2 and 3 (high ones), hold the same sub-block in the same place.
+const NIBBLES: [usize; 32] = {
+    let mut from = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        let (high, odd, lane, upper) = (i / 16, i / 8 % 2, i % 8 / 2, i % 2);
+        // The byte among 64 that hold two runs of 32 codes in either nibble.
+        let byte = 16 * lane + 8 * odd;
+        from[i] = (128 * upper + 64 * (byte / 32) + 32 * high + byte % 32) / 8;
+        i += 1;
+    }
+    from
+};
+
+/// An activation row as the stream reads it, and repeated where a group of blocks may run over the end of a weight
+/// row into the next: from every column on, there are [`GROUP`] more.
+struct Operand {
+    /// `[column][plane][vector]`, high plane first.
+    planes: Vec<[Line; 4]>,
+    /// `[column][SUMS]`.
+    sum_hi: Vec<i16>,
+    sum_lo: Vec<i16>,
+    scale: Vec<f32>,
+}
+
+/// The columns that a group meets.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    planes: &'a [[Line; 4]],
+    sum_hi: &'a [i16],
+    sum_lo: &'a [i16],
+    scale: &'a [f32],
+}
+
+impl Operand {
+    #[inline(always)]
+    fn new<T: Streamed, const LOW: bool>(x: &FixedRow<'_>) -> Operand {
+        let per_row = x.scale.len();
+        let columns = if per_row.is_multiple_of(GROUP) { per_row } else { per_row + GROUP - 1 };
+        let mut operand = Operand {
+            planes: Vec::with_capacity(columns * (1 + usize::from(LOW))),
+            sum_hi: vec![0; columns * T::SUMS],
+            sum_lo: vec![0; if LOW { columns * T::SUMS } else { 0 }],
+            scale: Vec::with_capacity(columns),
+        };
+        let sums = |from: &[i16], to: &mut [i16]| {
+            let pairs = from.chunks_exact(2).zip(to.chunks_exact_mut(T::SUMS / 8));
+            pairs.for_each(|(from, to)| T::sum([from[0], from[1]], to));
+        };
+        for column in 0..columns {
+            let b = column % per_row;
+            operand.planes.push(lines::<T>(&x.hi[b * 256..][..256]));
+            sums(&x.sum_hi[b * 16..][..16], &mut operand.sum_hi[column * T::SUMS..][..T::SUMS]);
+            if LOW {
+                operand.planes.push(lines::<T>(&x.lo[b * 256..][..256]));
+                sums(&x.sum_lo[b * 16..][..16], &mut operand.sum_lo[column * T::SUMS..][..T::SUMS]);
+            }
+            operand.scale.push(x.scale[b]);
+        }
+        operand
+    }
+
+    #[inline(always)]
+    fn at<T: Streamed, const LOW: bool>(&self, column: usize) -> Columns<'_> {
+        let planes = 1 + usize::from(LOW);
+        let sums = column * T::SUMS..(column + GROUP) * T::SUMS;
+        Columns {
+            planes: &self.planes[column * planes..][..GROUP * planes],
+            sum_hi: &self.sum_hi[sums.clone()],
+            sum_lo: if LOW { &self.sum_lo[sums] } else { &[] },
+            scale: &self.scale[column..][..GROUP],
+        }
+    }
+}
+
+/// A plane of a block, in the order in which its codes come.
+#[inline(always)]
+fn lines<T: Streamed>(plane: &[i8]) -> [Line; 4] {
+    let mut lines = [Line([0; 8]); 4];
+    for i in 0..32 {
+        let word = if T::PERMUTED { NIBBLES[i] } else { i };
+        let bytes: [i8; 8] = plane[8 * word..][..8].try_into().expect("eight bytes");
+        lines[i / 8].0[i % 8] = u64::from_le_bytes(bytes.map(|v| v as u8));
+    }
+    lines
+}
+
+/// `out[n] = rows[n] . x`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn stream<T: Streamed, const LOW: bool>(rows: &[u8], x: &FixedRow<'_>, out: &mut [f32]) {
+    let per_row = x.scale.len();
+    let blocks = out.len() * per_row;
+    assert_eq!(rows.len(), blocks * T::BYTES);
+    let operand = Operand::new::<T, LOW>(x);
+    let mut terms = vec![0f32; blocks.next_multiple_of(GROUP)];
+    let mut column = 0;
+    for (bytes, terms) in rows.chunks(GROUP * T::BYTES).zip(terms.chunks_exact_mut(GROUP)) {
+        let x = operand.at::<T, LOW>(column);
+        column = (column + GROUP) % per_row;
+        for line in (0..GROUP * T::BYTES).step_by(64) {
+            // A hint: an address outside the mapping is ignored.
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD + line).cast());
+        }
+        // SAFETY: `bytes` are eight blocks, or fewer and copied to where there are eight; eight terms.
+        unsafe {
+            let group = if bytes.len() == GROUP * T::BYTES {
+                T::terms::<LOW>(bytes.as_ptr(), x)
+            } else {
+                T::terms::<LOW>(padded(bytes).as_ptr(), x)
+            };
+            _mm256_storeu_ps(terms.as_mut_ptr(), group);
+        }
+    }
+    for (out, terms) in out.iter_mut().zip(terms.chunks_exact(per_row)) {
+        *out = terms.iter().fold(0.0, |sum, term| sum + term);
+    }
+}
+
+/// The last blocks, filled up to a group with zeros.
+#[cold]
+fn padded(bytes: &[u8]) -> [u8; GROUP * 256] {
+    let mut group = [0; GROUP * 256];
+    group[..bytes.len()].copy_from_slice(bytes);
+    group
+}
+
+/// Q4_K and Q5_K: 4 bits of a code in nibbles, eight scales and minima of 6 bits.
+trait Nibbles {
+    const BYTES: usize;
+    /// Where the 128 bytes of nibbles begin.
+    const LOW_BITS: usize;
+    /// The codes: low nibbles of `x` and `y`, then high ones, in the order of [`NIBBLES`].
+    ///
+    /// # Safety
+    /// `block` points to a whole block; AVX-512.
+    unsafe fn codes(block: *const u8, x: __m512i, y: __m512i) -> [__m512i; 4];
+}
+
+impl Nibbles for Q4K {
+    const BYTES: usize = 144;
+    const LOW_BITS: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn codes(_: *const u8, x: __m512i, y: __m512i) -> [__m512i; 4] {
+        nibbles(x, y)
+    }
+}
+
+impl Nibbles for Q5K {
+    const BYTES: usize = 176;
+    const LOW_BITS: usize = 48;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn codes(block: *const u8, x: __m512i, y: __m512i) -> [__m512i; 4] {
+        let low = nibbles(x, y);
+        // SAFETY: 32 bytes of the block from 16 on.
+        let high = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(block.add(16).cast()) });
+        let (x, y) = (_mm512_unpacklo_epi64(high, high), _mm512_unpackhi_epi64(high, high));
+        // Bit `s` of a byte is the fifth of sub-block `s`: rotated to bit 4, it stays within its byte.
+        let (even, odd) =
+            (_mm512_set_epi64(2, -2, 2, -2, 0, -4, 0, -4), _mm512_set_epi64(3, -1, 3, -1, 1, -3, 1, -3));
+        [
+            merge(low[0], _mm512_rorv_epi64(x, even)),
+            merge(low[1], _mm512_rorv_epi64(y, even)),
+            merge(low[2], _mm512_rorv_epi64(x, odd)),
+            merge(low[3], _mm512_rorv_epi64(y, odd)),
+        ]
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn nibbles(x: __m512i, y: __m512i) -> [__m512i; 4] {
+    let mask = _mm512_set1_epi8(15);
+    let high = |v| _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask);
+    [_mm512_and_si512(x, mask), _mm512_and_si512(y, mask), high(x), high(y)]
+}
+
+/// `code | bits & 16`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn merge(code: __m512i, bits: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi32::<0b1110_1100>(bits, code, _mm512_set1_epi8(16))
+}
+
+macro_rules! streamed_nibbles {
+    ($($t:ty),*) => {$(
+        impl Streamed for $t {
+            const BYTES: usize = <$t as Nibbles>::BYTES;
+            const SUMS: usize = 8;
+            const PERMUTED: bool = true;
+
+            #[inline(always)]
+            fn sum(sums: [i16; 2], out: &mut [i16]) {
+                out[0] = sums[0] + sums[1];
+            }
+
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            unsafe fn terms<const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256 {
+                // SAFETY: the caller's promise.
+                unsafe { nibble_terms::<$t, LOW>(blocks, x) }
+            }
+        }
+    )*};
+}
+streamed_nibbles!(Q4K, Q5K);
+
+/// The packed scales of four blocks: a 128-bit lane each.
+struct Heads {
+    raw: __m512i,
+    /// Eight 16-bit scales a lane.
+    scale: __m512i,
+    /// Eight 16-bit minima a lane.
+    min: __m512i,
+}
+
+impl Heads {
+    /// # Safety
+    /// Four blocks of `T` from `blocks` on.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn open<T: Nibbles>(blocks: *const u8) -> Heads {
+        // SAFETY: 16 bytes of each block.
+        let head = |j: usize| unsafe { _mm_loadu_si128(blocks.add(j * T::BYTES).cast()) };
+        let raw = _mm512_castsi128_si512(head(0));
+        let raw = _mm512_inserti32x4::<1>(raw, head(1));
+        let raw = _mm512_inserti32x4::<2>(raw, head(2));
+        let raw = _mm512_inserti32x4::<3>(raw, head(3));
+        let lanes = |w: [i32; 4]| _mm512_set4_epi32(w[3], w[2], w[1], w[0]);
+        // Words: d and dmin; scales 0-3, and above them 2 bits of scales 4-7; minima likewise; 4 bits of both.
+        let own = _mm512_srlv_epi32(_mm512_shuffle_epi32::<0b10_10_01_01>(raw), lanes([0, 2, 0, 2]));
+        let own = _mm512_and_si512(own, lanes([0x3f3f_3f3f, 0x3030_3030, 0x3f3f_3f3f, 0x3030_3030]));
+        let mixed = _mm512_srlv_epi32(_mm512_shuffle_epi32::<0b11_11_11_11>(raw), lanes([0, 0, 0, 4]));
+        let all = _mm512_ternarylogic_epi32::<0b1111_1000>(own, mixed, lanes([0, 0x0f0f_0f0f, 0, 0x0f0f_0f0f]));
+        let zero = _mm512_setzero_si512();
+        Heads { raw, scale: _mm512_unpacklo_epi8(all, zero), min: _mm512_unpackhi_epi8(all, zero) }
+    }
+}
+
+/// The scale of each packed 16-bit sum of the `j`-th of four blocks, as places among the scales of all four.
+const SCALE_OF_NIBBLES: [[i16; 32]; 4] = {
+    let mut places = [[0; 32]; 4];
+    let mut i = 0;
+    while i < 128 {
+        let (j, lane, word) = (i / 32, i % 32 / 8, i % 8);
+        // Of a lane's words, two each: low nibbles of the first and the second 64 bytes, then high nibbles.
+        let sub = 4 * (word / 2 % 2) + 2 * (lane / 2) + word / 4;
+        places[j][i % 32] = (8 * j + sub) as i16;
+        i += 1;
+    }
+    places
+};
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn nibble_terms<T: Nibbles, const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256 {
+    let zero = _mm512_setzero_si512();
+    // SAFETY: eight blocks.
+    let heads = unsafe { [Heads::open::<T>(blocks), Heads::open::<T>(blocks.add(4 * T::BYTES))] };
+    let (mut hi, mut lo) = ([zero; GROUP], [zero; GROUP]);
+    for j in 0..GROUP {
+        // SAFETY: 128 bytes of block j from LOW_BITS on; 32 words.
+        let (first, second, places) = unsafe {
+            let nibbles = blocks.add(j * T::BYTES + T::LOW_BITS);
+            (
+                _mm512_loadu_si512(nibbles.cast()),
+                _mm512_loadu_si512(nibbles.add(64).cast()),
+                _mm512_loadu_si512(SCALE_OF_NIBBLES[j % 4].as_ptr().cast()),
+            )
+        };
+        let (even, odd) = (_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+        // SAFETY: block j.
+        let codes = unsafe { T::codes(blocks.add(j * T::BYTES), even, odd) };
+        let scale = _mm512_permutexvar_epi16(places, heads[j / 4].scale);
+        // At most 31 * 128 * 8 = 31744: the sums fit 16 bits.
+        let dot = |plane: &[Line; 4]| {
+            let two = |i: usize| dp(dp(zero, codes[i], &plane[i]), codes[i + 1], &plane[i + 1]);
+            _mm512_madd_epi16(_mm512_packs_epi32(two(0), two(2)), scale)
+        };
+        if LOW {
+            (hi[j], lo[j]) = (dot(&x.planes[2 * j]), dot(&x.planes[2 * j + 1]));
+        } else {
+            hi[j] = dot(&x.planes[j]);
+        }
+    }
+    let mut min = [zero; 2];
+    for (i, min) in min.iter_mut().enumerate() {
+        // SAFETY: the sums of eight columns, of which these are four.
+        *min = unsafe { _mm512_madd_epi16(heads[i].min, words(x.sum_hi, 32 * i)) };
+        if LOW {
+            // SAFETY: likewise.
+            let low = unsafe { _mm512_madd_epi16(heads[i].min, words(x.sum_lo, 32 * i)) };
+            *min = _mm512_add_epi32(_mm512_slli_epi32::<8>(*min), low);
+        }
+    }
+    // The d of eight blocks, then the dmin.
+    let places = _mm512_set_epi16(
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 57, 49, 41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0,
+    );
+    let halves = _mm512_permutex2var_epi16(heads[0].raw, places, heads[1].raw);
+    let halves = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    let (d, dmin) = (_mm512_castps512_ps256(halves), _mm512_extractf32x8_ps::<1>(halves));
+    let offset = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(sum_quarters(min)));
+    let t = _mm256_sub_ps(_mm256_mul_ps(d, joined::<LOW>(hi, lo)), offset);
+    // SAFETY: eight floats.
+    _mm256_mul_ps(unsafe { _mm256_loadu_ps(x.scale.as_ptr()) }, t)
+}
+
+/// 32 words from `from` on.
+///
+/// # Safety
+/// They exist.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn words(x: &[i16], from: usize) -> __m512i {
+    debug_assert!(from + 32 <= x.len());
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_si512(x.as_ptr().add(from).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dp(sum: __m512i, codes: __m512i, x: &Line) -> __m512i {
+    // SAFETY: a line is a whole, aligned vector.
+    _mm512_dpbusd_epi32(sum, codes, unsafe { _mm512_load_si512(x.0.as_ptr().cast()) })
+}
+
+/// `F` of eight blocks.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn joined<const LOW: bool>(hi: [__m512i; GROUP], lo: [__m512i; GROUP]) -> __m256 {
+    let f = _mm256_cvtepi32_ps(sum_each(hi));
+    if LOW { _mm256_fmadd_ps(_mm256_set1_ps(256.0), f, _mm256_cvtepi32_ps(sum_each(lo))) } else { f }
+}
+
+/// The sums of the lanes of eight vectors, in their order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn sum_each(v: [__m512i; 8]) -> __m256i {
+    let two = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let four = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    // Each lane of 128 bits: one partial sum of each of four vectors.
+    let (a, b) = (four(two(v[0], v[1]), two(v[2], v[3])), four(two(v[4], v[5]), two(v[6], v[7])));
+    let low = _mm512_permutex2var_epi64(a, _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), b);
+    let high = _mm512_permutex2var_epi64(a, _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4), b);
+    let v = _mm512_add_epi32(low, high);
+    _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
+}
+
+/// The sums of the 128-bit lanes of two vectors, in their order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn sum_quarters(v: [__m512i; 2]) -> __m256i {
+    let two = _mm512_add_epi32(_mm512_unpacklo_epi64(v[0], v[1]), _mm512_unpackhi_epi64(v[0], v[1]));
+    let one = _mm512_add_epi32(two, _mm512_shuffle_epi32::<0b10_11_00_01>(two));
+    let places = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 14, 10, 6, 2, 12, 8, 4, 0);
+    _mm512_castsi512_si256(_mm512_permutexvar_epi32(places, one))
+}
+
+/// The scale of each packed 16-bit sum of a Q6_K block's first 128 codes; 8 more for the rest.
+const SCALE_OF_SIXES: [i16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        places[i] = (i / 8 + 4 * (i / 4 % 2)) as i16;
+        i += 1;
+    }
+    places
+};
+
+impl Streamed for Q6K {
+    const BYTES: usize = 210;
+    const SUMS: usize = 16;
+    const PERMUTED: bool = false;
+
+    /// What takes off the bias of 32, with four times the scale: `-32 * 2048` would not fit 16 bits.
+    #[inline(always)]
+    fn sum(sums: [i16; 2], out: &mut [i16]) {
+        (out[0], out[1]) = (-8 * sums[0], -8 * sums[1]);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn terms<const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256 {
+        let zero = _mm512_setzero_si512();
+        let (mut hi, mut lo) = ([zero; GROUP], [zero; GROUP]);
+        let mut halves = _mm_setzero_si128();
+        for j in 0..GROUP {
+            // SAFETY: block j.
+            let (codes, scales, d) = unsafe {
+                let block = blocks.add(j * 210);
+                (sixes(block), _mm_loadu_si128(block.add(192).cast()), block.add(208).cast::<u16>().read_unaligned())
+            };
+            halves = insert(halves, j, d);
+            let scales = _mm256_cvtepi8_epi16(scales);
+            let unbias = _mm256_slli_epi16::<2>(scales);
+            let scales = _mm512_castsi256_si512(scales);
+            // SAFETY: 32 words.
+            let places = unsafe { _mm512_loadu_si512(SCALE_OF_SIXES.as_ptr().cast()) };
+            let first = _mm512_permutexvar_epi16(places, scales);
+            let second = _mm512_permutexvar_epi16(_mm512_add_epi16(places, _mm512_set1_epi16(8)), scales);
+            let dot = |plane: &[Line; 4], sums: &[i16]| {
+                // SAFETY: 16 words of each of eight columns.
+                let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().add(16 * j).cast()) };
+                let sum = _mm512_zextsi256_si512(_mm256_madd_epi16(unbias, sums));
+                // At most 63 * 128 * 4 = 32256: the sums fit 16 bits.
+                let two = |i: usize| {
+                    let one = |i: usize| dp(zero, codes[i], &plane[i]);
+                    _mm512_packs_epi32(one(i), one(i + 1))
+                };
+                _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, two(0), first), two(2), second)
+            };
+            if LOW {
+                (hi[j], lo[j]) = (dot(&x.planes[2 * j], x.sum_hi), dot(&x.planes[2 * j + 1], x.sum_lo));
+            } else {
+                hi[j] = dot(&x.planes[j], x.sum_hi);
+            }
+        }
+        let t = _mm256_mul_ps(_mm256_cvtph_ps(halves), joined::<LOW>(hi, lo));
+        // SAFETY: eight floats.
+        _mm256_mul_ps(unsafe { _mm256_loadu_ps(x.scale.as_ptr()) }, t)
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn insert(v: __m128i, at: usize, word: u16) -> __m128i {
+    let word = i32::from(word);
+    match at {
+        0 => _mm_insert_epi16::<0>(v, word),
+        1 => _mm_insert_epi16::<1>(v, word),
+        2 => _mm_insert_epi16::<2>(v, word),
+        3 => _mm_insert_epi16::<3>(v, word),
+        4 => _mm_insert_epi16::<4>(v, word),
+        5 => _mm_insert_epi16::<5>(v, word),
+        6 => _mm_insert_epi16::<6>(v, word),
+        _ => _mm_insert_epi16::<7>(v, word),
+    }
+}
+
+/// The 256 codes of a Q6_K block, in order.
+///
+/// # Safety
+/// `block` points to a whole block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn sixes(block: *const u8) -> [__m512i; 4] {
+    let mut codes = [_mm512_setzero_si512(); 4];
+    // The upper two bits: of a byte's four fields, the first and third serve the lower half of a vector, the second
+    // and fourth the upper one. Masked, what a rotation moves beside them falls to bits that the merge drops.
+    let fields = _mm512_set_epi64(
+        0xcccc_cccc_cccc_ccccu64 as i64,
+        0xcccc_cccc_cccc_ccccu64 as i64,
+        0xcccc_cccc_cccc_ccccu64 as i64,
+        0xcccc_cccc_cccc_ccccu64 as i64,
+        0x3333_3333_3333_3333,
+        0x3333_3333_3333_3333,
+        0x3333_3333_3333_3333,
+        0x3333_3333_3333_3333,
+    );
+    let (left, right) = (_mm512_set_epi64(2, 2, 2, 2, 4, 4, 4, 4), _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0));
+    // `low & 15 | high & 240`.
+    let merge = |low, high| _mm512_ternarylogic_epi32::<0b1100_1010>(_mm512_set1_epi8(15), low, high);
+    for half in 0..2 {
+        // SAFETY: 64 of the first 128 bytes, and 32 of the next 64.
+        let (low, high) = unsafe {
+            (
+                _mm512_loadu_si512(block.add(64 * half).cast()),
+                _mm256_loadu_si256(block.add(128 + 32 * half).cast()),
+            )
+        };
+        let high = _mm512_and_si512(_mm512_broadcast_i64x4(high), fields);
+        codes[2 * half] = merge(low, _mm512_rolv_epi64(high, left));
+        codes[2 * half + 1] = merge(_mm512_srli_epi16::<4>(low), _mm512_rorv_epi64(high, right));
+    }
+    codes
+}
