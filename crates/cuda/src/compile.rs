@@ -28,6 +28,7 @@ pub(crate) const SOURCES: &[(&str, &str)] = &sources![
     "sample.cuh",
     "sample_scan.cuh",
     "sample.cu",
+    "exp_check.cu",
 ];
 
 /// What is compiled together: a `.cu` of [`SOURCES`] with its constants.

@@ -39,9 +39,8 @@ fn defines(model: &Model, activations: Activations) -> Vec<(String, String)> {
         Ffn::Dense { width } => (width, 0, 0, false, 1.0),
         Ffn::Moe(moe) => (moe.width, moe.experts, moe.used, moe.renormalise, moe.scale),
     };
-    let bits = |v: f32| format!("0x{:08x}", v.to_bits());
     let count = |n: usize| n.to_string();
-    let mut list = vec![
+    let list = [
         ("LAYERS", count(layers)),
         ("HIDDEN", count(hidden)),
         ("HEADS", count(heads)),
@@ -56,12 +55,19 @@ fn defines(model: &Model, activations: Activations) -> Vec<(String, String)> {
         ("RMS_EPS", bits(rms_eps)),
         ("EXPERT_SCALE", bits(scale)),
         ("TYPES", format!("0x{:x}u", types(model).iter().fold(0u64, |mask, t| mask | 1 << t.id()))),
-        ("LOG2_E_HI", bits(math::LOG2_E[0])),
-        ("LOG2_E_LO", bits(math::LOG2_E[1])),
     ];
-    let poly = ["EXP2_C0", "EXP2_C1", "EXP2_C2", "EXP2_C3", "EXP2_C4", "EXP2_C5"];
-    list.extend(poly.into_iter().zip(math::EXP2_POLY.map(bits)));
-    list.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    list.into_iter().map(|(name, value)| (name.to_string(), value)).chain(arithmetic()).collect()
+}
+
+/// The constants of `model::math`, which no model changes.
+pub(crate) fn arithmetic() -> Vec<(String, String)> {
+    let names = ["LOG2_E_HI", "LOG2_E_LO", "EXP2_C0", "EXP2_C1", "EXP2_C2", "EXP2_C3", "EXP2_C4", "EXP2_C5"];
+    let values = math::LOG2_E.into_iter().chain(math::EXP2_POLY);
+    names.into_iter().zip(values).map(|(name, v)| (name.to_string(), bits(v))).collect()
+}
+
+fn bits(v: f32) -> String {
+    format!("0x{:08x}", v.to_bits())
 }
 
 /// The types of a model's matrices, the embedding's included.

@@ -9,6 +9,7 @@ mod cache;
 mod compile;
 mod driver;
 mod error;
+mod exp_check;
 mod kernels;
 mod launch;
 mod layout;
@@ -27,6 +28,7 @@ use quant::fixed::Activations;
 pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
 pub use driver::{Gpu, gpus};
 pub use error::Error;
+pub use exp_check::exp_checksums;
 pub use kernels::{compile_all, units};
 pub use profile::StageTime;
 

@@ -1,0 +1,37 @@
+//! Whether the GPU's `exp`, `exp2` and SiLU are `model::math`'s at all 2^32 inputs (`kernels/exp_check.cu`).
+
+use crate::compile::{Compiler, Unit};
+use crate::driver::{Arguments, Device, Module, Shape};
+use crate::kernels::arithmetic;
+use crate::Error;
+
+/// Chunks of 2^24 bit patterns.
+const CHUNKS: usize = 256;
+const THREADS: u32 = 256;
+const BLOCKS_PER_CHUNK: usize = 64;
+
+/// What is compiled for the check: of no model.
+pub(crate) fn unit() -> Unit {
+    let mut defines = arithmetic();
+    // Named by the headers, used by none of these functions.
+    defines.extend([("PLANES", "2"), ("TYPES", "0u")].map(|(name, value)| (name.into(), value.into())));
+    Unit { name: "exp_check.cu", defines }
+}
+
+/// Checksums of `exp`, `exp2` and SiLU on GPU `ordinal`, one triple for each chunk of 2^24 bit patterns of the argument,
+/// ascending: the wrapping sum of `mix(bits(x), bits(f(x)))`, where every NaN of a result counts as `0x7fc00000` and, in
+/// 32 bits, `mix(x, y)` is `m ^ m >> 15` with `m = (y ^ x * 0x9e3779b1) * 0x85ebca6b`.
+///
+/// # Errors
+/// [`Error`] if there is no such GPU or no compiler.
+pub fn exp_checksums(ordinal: usize) -> Result<Vec<[u64; 3]>, Error> {
+    let device = Device::open(ordinal)?;
+    let image = Compiler::new(device.gpu.arch, None)?.image(&unit())?;
+    let module = Module::load(&device, &image)?;
+    let sums = device.zeros::<u64>(3 * CHUNKS)?;
+    let shape = Shape { dependent: false, ..Shape::new(1, THREADS).grid(BLOCKS_PER_CHUNK, CHUNKS, 1) };
+    module.function("exp_check")?.launch(&device, shape, Arguments::default().push(sums.ptr()))?;
+    let mut host = vec![0; 3 * CHUNKS];
+    sums.read(0, &mut host)?;
+    Ok(host.as_chunks().0.to_vec())
+}
