@@ -9,12 +9,15 @@ mod cache;
 mod compile;
 mod driver;
 mod error;
+mod generate;
 mod exp_check;
 mod kernels;
 mod launch;
 mod layout;
 mod pinned;
+mod plan;
 mod profile;
+mod ready;
 mod replay;
 mod step;
 mod weights;
@@ -22,7 +25,7 @@ mod weights;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use model::{Backend, Buffer, Fault, Ffn, Model, Site, Stage, Step};
+use model::{Backend, Buffer, Chooser, Fault, Ffn, Model, Site, Stage, Step};
 use quant::fixed::Activations;
 
 pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
@@ -30,11 +33,15 @@ pub use driver::{Gpu, gpus};
 pub use error::Error;
 pub use exp_check::exp_checksums;
 pub use kernels::{compile_all, units};
+pub use plan::Plan;
 pub use profile::StageTime;
+pub use ready::{Ready, check};
 
 use buffers::Buffers;
 use driver::{Device, Memory};
+use generate::Generation;
 use kernels::Kernels;
+use launch::sample::Sampling;
 use replay::{Recording, Replay};
 use step::DeviceStep;
 use weights::Weights;
@@ -82,6 +89,9 @@ pub struct Cuda {
     buffers: Buffers,
     step: DeviceStep,
     replay: Replay,
+    generation: Generation,
+    /// Whether small steps are recorded.
+    graphs: bool,
     /// Cosine and sine of every position, `[context, HD / 2, 2]`.
     rope: Memory<f32>,
     /// The last step's logits, on the host.
@@ -102,13 +112,18 @@ impl Cuda {
     ) -> Result<Cuda, Error> {
         let device = Device::open(options.ordinal)?;
         let compiler = Compiler::new(device.gpu.arch, options.cache.clone())?;
+        Plan::new(&model, options, device.gpu.memory, device.free_memory()?)?;
         let kernels = Kernels::load(&device, &compiler, &units(&model, options.activations))?;
         let total = weights::bytes(&model);
         let weights =
             Weights::upload(&device, kernels.get("repack"), &model, &mut |sent| progress(sent, total))?;
         let config = &model.config;
         let rope = config.rope.table(config.head_dim, options.context);
+        let sequences = options.max_rows.min(step::MAX_SEQUENCES);
+        let sampling = Sampling::new(&device, |name| kernels.get(name), config.vocab, sequences)?;
         Ok(Cuda {
+            generation: Generation::new(sampling),
+            graphs: options.graphs,
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
@@ -134,6 +149,7 @@ impl Cuda {
         self.device.bind()?;
         if self.buffers.reserve_logits(&self.device, step.logits.len(), self.model.config.vocab)? {
             self.replay.forget();
+            self.generation.forget();
         }
         self.replay.begin((step.rows.len(), step.logits.len()));
         self.step.set(step)
@@ -363,5 +379,9 @@ impl Backend for Cuda {
     fn logits(&mut self) -> Result<&[f32], Fault> {
         self.logits = self.read(Buffer::Logits)?;
         Ok(&self.logits)
+    }
+
+    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
+        Some(self)
     }
 }

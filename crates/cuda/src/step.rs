@@ -76,6 +76,11 @@ impl DeviceStep {
         Ok(())
     }
 
+    /// The device has moved every row one position on.
+    pub(crate) fn advance(&mut self) {
+        self.host.rows.iter_mut().for_each(|row| row.position += 1);
+    }
+
     /// The kernels' view.
     pub(crate) fn arg(&self) -> StepArg {
         StepArg {

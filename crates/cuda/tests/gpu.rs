@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use cpu::Cpu;
 use cuda::Cuda;
+use engine::{Sampler, SamplerParams};
 use gguf::Dtype;
-use model::{BLOCK, Backend, Config, Ffn, Model, Moe, Row, Site, Stage, Step, forward};
+use model::{BLOCK, Backend, Chosen, Config, Ffn, Lane, Model, Moe, Row, Site, Stage, Step, forward};
 use quant::fixed::Activations;
 use synth::Shape;
 
@@ -302,4 +303,94 @@ fn another_arithmetic_is_noticed() {
     let (mut cpu, _) = pair(&model, Setup::default());
     let (_, mut cuda) = pair(&model, Setup { activations: Activations::A8, ..Setup::default() });
     plain("a16 against a8", &mut cpu, &mut cuda, &Step::prefill(&[1, 2, 3], 0, table(3)));
+}
+
+/// What the engine's sampler draws from the CPU's logits, and what the GPU draws and feeds to itself.
+#[test]
+#[ignore = "needs a GPU: just gpu-test"]
+fn tokens_chosen_on_the_gpu_are_the_samplers() {
+    let model = q4_k_m(&like_30b(), 10);
+    let greedy = SamplerParams::greedy();
+    let warm = SamplerParams { temperature: 0.8, seed: 3, ..greedy.clone() };
+    let batch = [
+        greedy.clone(),
+        warm.clone(),
+        SamplerParams { top_k: 20, ..warm.clone() },
+        SamplerParams { top_p: 0.9, seed: 4, ..warm.clone() },
+        SamplerParams { min_p: 0.05, ..warm.clone() },
+        SamplerParams { top_k: 40, top_p: 0.95, min_p: 0.01, temperature: 1.3, seed: 5, ..warm.clone() },
+    ];
+    for params in batch.chunks(1).chain([&batch[..], &batch[..2]]) {
+        for graphs in [true, false] {
+            chosen(&model, params, graphs);
+        }
+    }
+}
+
+fn chosen(model: &Arc<Model>, params: &[SamplerParams], graphs: bool) {
+    let (mut cpu, _) = pair(model, Setup::default());
+    let options = cuda::Options { kv_blocks: KV_BLOCKS, max_rows: 256, graphs, ..cuda::Options::for_context(1024) };
+    let mut cuda = gpu(model, &options);
+    let mut step = Step::default();
+    for s in 0..params.len() as u32 {
+        let n = 3 + 40 * s;
+        step.tables.push((8 * s..8 * s + 8).collect());
+        for (position, token) in (0..).zip(tokens(u64::from(s), n as usize, 1000)) {
+            step.rows.push(Row { token, position, sequence: s });
+        }
+        step.logits.push(step.rows.len() as u32 - 1);
+    }
+    // In two steps: a batch of prompts may be longer than a step.
+    let lanes: Vec<Lane> = (params.iter().zip(&step.tables).enumerate())
+        .map(|(s, (p, table))| Lane { position: 3 + 40 * s as u32, table: table.clone(), choice: p.choice().unwrap() })
+        .collect();
+    for (s, lane) in lanes.iter().enumerate() {
+        let rows = step.rows.iter().filter(|r| r.sequence == s as u32 && r.position + 1 < lane.position);
+        let rows: Vec<Row> = rows.map(|r| Row { sequence: 0, ..*r }).collect();
+        let before = Step { rows, tables: vec![lane.table.clone()], logits: vec![] };
+        forward(&mut cpu, &before).unwrap();
+        forward(&mut cuda, &before).unwrap();
+    }
+    step.rows.retain(|r| r.position + 1 == lanes[r.sequence as usize].position);
+    step.logits = (0..params.len() as u32).collect();
+    plain("before the first token", &mut cpu, &mut cuda, &step);
+    let mut samplers: Vec<Sampler> = params.iter().map(|p| Sampler::new(p.clone()).unwrap()).collect();
+    let chooser = cuda.chooser().unwrap();
+    chooser.start(&lanes).unwrap();
+    chooser.advance().unwrap();
+    for i in 0..60 {
+        chooser.advance().unwrap();
+        let got = chooser.collect().unwrap();
+        let logits = cpu.logits().unwrap().to_vec();
+        for (s, sampler) in samplers.iter_mut().enumerate() {
+            let position = u64::from(lanes[s].position) + i;
+            let want = sampler.sample(&logits[s * 1000..][..1000], &[], position).unwrap();
+            assert_eq!(got[s], Chosen::Token(want), "graphs {graphs}, token {i} of {:?}", params[s]);
+            step.rows[s].token = want;
+            step.rows[s].position = position as u32;
+        }
+        forward(&mut cpu, &step).unwrap();
+    }
+}
+
+/// What compute-sanitizer runs: every kernel once, on little.
+#[test]
+#[ignore = "needs a GPU: just gpu-test"]
+fn sanitized() {
+    for (dense, k256) in [(false, true), (true, false)] {
+        let model = mixed(&shape(dense, k256, 4, if k256 { 64 } else { 32 }), 21, k256);
+        let options = cuda::Options { max_rows: 128, ..cuda::Options::for_context(256) };
+        let mut cuda = gpu(&model, &options);
+        for (start, n) in [(0, 70), (70, 1), (71, 1), (72, 1), (73, 5)] {
+            forward(&mut cuda, &Step::prefill(&tokens(2, n, 300), start, table(200))).unwrap();
+        }
+        let warm = SamplerParams { top_k: 20, top_p: 0.9, min_p: 0.01, ..SamplerParams::default() };
+        let lane = Lane { position: 78, table: table(200), choice: warm.choice().unwrap() };
+        let chooser = cuda.chooser().unwrap();
+        chooser.start(&[lane]).unwrap();
+        for _ in 0..3 {
+            chooser.advance().unwrap();
+            chooser.collect().unwrap();
+        }
+    }
 }
