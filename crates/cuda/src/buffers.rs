@@ -7,6 +7,7 @@ use quant::fixed::{Activations, SUB, block_len};
 
 use crate::Error;
 use crate::driver::{Argument, Device, Memory, Ptr};
+use crate::launch::decode::Scratch;
 use crate::launch::group::Groups;
 
 /// Rows in fixed point as kernels see them (`Fixed` in prelude.cuh).
@@ -53,6 +54,30 @@ impl Fixed {
     }
 }
 
+/// Rows in fixed point on the host: `[rows, K]`, `[rows, K]` or empty, `[rows, K / SUB]`, `[rows, K / block_len(K)]`.
+#[cfg(test)]
+pub(crate) struct Planes {
+    pub(crate) hi: Vec<i8>,
+    pub(crate) lo: Vec<i8>,
+    pub(crate) sum: Vec<i32>,
+    pub(crate) scale: Vec<f32>,
+}
+
+#[cfg(test)]
+impl Fixed {
+    /// The first `rows` rows.
+    pub(crate) fn read(&self, rows: usize) -> Result<Planes, Error> {
+        let n = rows * self.k;
+        let (mut hi, mut lo) = (vec![0; n], vec![0; n.min(self.lo.len())]);
+        let (mut sum, mut scale) = (vec![0; n / SUB], vec![0.0; n / block_len(self.k)]);
+        self.hi.read(0, &mut hi)?;
+        self.lo.read(0, &mut lo)?;
+        self.sum.read(0, &mut sum)?;
+        self.scale.read(0, &mut scale)?;
+        Ok(Planes { hi, lo, sum, scale })
+    }
+}
+
 /// Shapes as in [`model::Buffer`].
 pub(crate) struct Buffers {
     pub(crate) x: Memory<f32>,
@@ -78,6 +103,8 @@ pub(crate) struct Buffers {
     pub(crate) hidden_fixed: Fixed,
     /// The step's pairs by expert.
     pub(crate) groups: Groups,
+    /// What fused decoding keeps between launches.
+    pub(crate) decode: Scratch,
 }
 
 /// Sizes of the buffers, in values.
@@ -134,6 +161,7 @@ impl Buffers {
             attn_fixed: Fixed::new(device, rows, s.q, activations)?,
             hidden_fixed: Fixed::new(device, pairs, s.width, activations)?,
             groups: Groups::new(device, config, rows)?,
+            decode: Scratch::new(device)?,
         })
     }
 

@@ -20,6 +20,10 @@ pub(crate) type UnitOf = (&'static str, &'static [&'static str]);
 const UNITS: &[UnitOf] = &[
     crate::weights::UNIT,
     launch::embed::UNIT,
+    launch::decode::UNIT,
+    launch::decode::UNIT_FFN,
+    launch::decode::UNIT_HEAD,
+    launch::decode::UNIT_ROUTE,
     launch::fixed::UNIT,
     launch::group::UNIT,
     launch::route::UNIT,

@@ -1,8 +1,12 @@
 //! The stages, one file each: which kernels a stage launches, on what, in what shape. The arithmetic is in
 //! `kernels/<stage>.cu`.
 
+pub(crate) mod decode;
 pub(crate) mod embed;
 pub(crate) mod fixed;
 pub(crate) mod group;
 pub(crate) mod route;
 pub(crate) mod sample;
+
+#[cfg(test)]
+mod tests;

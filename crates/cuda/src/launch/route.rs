@@ -15,6 +15,9 @@ impl Cuda {
     /// Writes `Normed` (and its fixed-point copy, which the experts read), `RouterLogits`, `Experts` and
     /// `ExpertWeights`.
     pub(crate) fn route(&mut self, layer: usize) -> Result<(), Error> {
+        if self.decode_route(layer)? {
+            return Ok(());
+        }
         let weights = &self.weights.layers[layer];
         let Ffn::Moe { router, .. } = weights.ffn else {
             unreachable!("`run` refuses `route` for a dense model")

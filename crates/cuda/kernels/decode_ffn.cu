@@ -1,0 +1,122 @@
+// Batch-1 decode: the feed-forward network, of the chosen experts or dense.
+//
+// decode_up: hidden[rank][F] = silu(gate x) * (up x). Mixture: the row is normed_fixed, made by decode_route, and the
+// experts are known only after the wait. Dense: x is normalised here and the weights are fetched before the wait.
+// decode_down: rounds hidden, multiplies with `down` of every chosen expert, combines by fma in rank order, x += sum.
+// Grid: one block of 16 warps to a processor (decode_stream.cuh). Orders: as rules 1, 3 and 6 write them. Bytes: the
+// matrices of the chosen experts once.
+#include "decode_stream.cuh"
+
+constexpr bool MIXTURE = EXPERTS > 0;
+constexpr u32 RANKS = MIXTURE ? USED : 1;
+constexpr u32 WIDTH_OCTETS = octets(WIDTH);
+
+// Bytes of one expert's tiles.
+__device__ __forceinline__ u64 expert_stride(u32 type, u32 k, u32 rows) { return (u64)((rows + 31) / 32) * (k / 256) * column_bytes(type); }
+
+#if HIDDEN % 256 == 0
+struct Up {
+    static constexpr u32 BLOCKS = HIDDEN / 256, COLUMNS = 2 * BLOCKS;
+    Matrix gate, up;
+    const u32* experts;  // [RANKS] in shared memory
+    f32* hidden;
+
+    // Columns: the gate's, then those of up.
+    __device__ __forceinline__ Item item(u32 octet, u32 column) const {
+        const Matrix& m = column < BLOCKS ? gate : up;
+        const u32 rank = octet / WIDTH_OCTETS, block = column < BLOCKS ? column : column - BLOCKS;
+        const u8* data = m.data + (MIXTURE ? experts[rank] * expert_stride(m.type, HIDDEN, WIDTH) : 0);
+        return item_of(data, m.type, octet - rank * WIDTH_OCTETS, block, BLOCKS);
+    }
+    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
+        const u32 rank = octet / WIDTH_OCTETS, at = (octet - rank * WIDTH_OCTETS) * 8 + row;
+        const f32 g = sum_terms(terms, BLOCKS, gate.type), u = sum_terms(terms + BLOCKS * TERMS * 8, BLOCKS, up.type);
+        if (at < WIDTH) hidden[rank * WIDTH + at] = __fmul_rn(silu(g), u);
+    }
+};
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+decode_up(const f32* x, const f32* norm, Fixed normed, const u32* experts, Matrix gate, Matrix up, f32* hidden, Plan plan) {
+#if HIDDEN % 256 == 0
+    extern __shared__ __align__(16) u8 shared[];
+    __shared__ u32 chosen[RANKS];
+    Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
+    const Up job{gate, up, chosen, hidden};
+    Stream<Up, HIDDEN> stream(job, plan, share_of(RANKS * WIDTH_OCTETS), shared);
+    if constexpr (MIXTURE) {
+        wait_dependencies();
+        // Only now: decode_down reads the choice of experts before its own wait, and may not start before it is made.
+        launch_dependents();
+        if (threadIdx.x < RANKS) chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
+        __syncthreads();
+        stream.start();
+        load_planes(planes, normed, THREADS);
+        __syncthreads();
+    } else {
+        __shared__ f32 partial[256];
+        launch_dependents();
+        stream.start();
+        Norm<HIDDEN> row;
+        row.prepare(norm);
+        wait_dependencies();
+        row.run(planes, x, norm, partial, [](u32, const Eight&) {});
+    }
+    stream.run(planes);
+#endif
+}
+
+#if WIDTH % 256 == 0
+struct Down {
+    static constexpr u32 BLOCKS = WIDTH / 256, COLUMNS = RANKS * BLOCKS;
+    Matrix down;
+    const u32* experts;   // [RANKS] in shared memory
+    const f32* weights;   // [RANKS]
+    f32* x;
+
+    __device__ __forceinline__ Item item(u32 octet, u32 column) const {
+        const u32 rank = column / BLOCKS;
+        const u8* data = down.data + (MIXTURE ? experts[rank] * expert_stride(down.type, WIDTH, HIDDEN) : 0);
+        Item item = item_of(data, down.type, octet, column - rank * BLOCKS, BLOCKS);
+        item.block = column;
+        return item;
+    }
+    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
+        const u32 at = octet * 8 + row;
+        f32 sum = 0.0f;
+#pragma unroll
+        for (u32 rank = 0; rank < RANKS; rank++) {
+            const f32 out = sum_terms(terms + rank * BLOCKS * TERMS * 8, BLOCKS, down.type);
+            sum = MIXTURE ? __fmaf_rn(weights[rank], out, sum) : out;
+        }
+        if (at < HIDDEN) x[at] = __fadd_rn(load_fresh(x + at), sum);
+    }
+};
+#endif
+
+// `early`: the kernel ahead is decode_up, so the choice of experts stands already.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+decode_down(const f32* hidden, const u32* experts, const f32* weights, Matrix down, f32* x, u32 early, Plan plan) {
+#if WIDTH % 256 == 0
+    extern __shared__ __align__(16) u8 shared[];
+    __shared__ u32 chosen[RANKS];
+    __shared__ f32 weight[RANKS];
+    Planes<RANKS * WIDTH>& planes = *(Planes<RANKS * WIDTH>*)shared;
+    launch_dependents();
+    const Down job{down, chosen, weight, x};
+    Stream<Down, RANKS * WIDTH> stream(job, plan, share_of(octets(HIDDEN)), shared);
+    if constexpr (MIXTURE) {
+        if (!early) wait_dependencies();
+        if (threadIdx.x < RANKS) {
+            chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
+            weight[threadIdx.x] = load_fresh(weights + threadIdx.x);
+        }
+        __syncthreads();
+    }
+    stream.start();
+    wait_dependencies();
+    round_row(planes, hidden, WARPS);
+    __syncthreads();
+    stream.run(planes);
+#endif
+}

@@ -1,0 +1,162 @@
+// One activation row in the shared memory of a block: rounded to fixed point (rule 1), normalised before (rule 3).
+//
+// For batch 1: every block of a kernel makes the row it needs by itself, which costs less than a kernel of its own. Rows
+// are multiples of 256 long here.
+#pragma once
+#include "arith.cuh"
+
+// A row of K values in fixed point, as `Fixed` but for the sums: over 16 values, of the high plane times 65536 plus of the
+// low plane, each of which fits 13 bits. Q6_K needs them apart.
+template <u32 K> struct Planes {
+    static_assert(K % 256 == 0, "fixed-point blocks of 256");
+    uint4 hi[K / 16];
+    uint4 lo[PLANES == 2 ? K / 16 : 1];
+    i32 sum[K / 16];
+    f32 scale[K / 256];
+};
+
+__device__ __forceinline__ i32 sum_low(i32 s) { return PLANES == 2 ? (i32)(i16)s : 0; }
+__device__ __forceinline__ i32 sum_high(i32 s) { return (s - sum_low(s)) >> 16; }
+// Of q: 256 hi + lo, or hi (A8).
+__device__ __forceinline__ i32 joined_sum(i32 s) { return PLANES == 2 ? sum_high(s) * 256 + sum_low(s) : sum_high(s); }
+
+// Activations, which an earlier kernel wrote: past the first-level cache, and never moved ahead of the wait.
+__device__ __forceinline__ float4 load_fresh4(const f32* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint4 load_fresh16(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ f32 load_fresh(const f32* p) {
+    f32 v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ u32 load_fresh(const u32* p) {
+    u32 v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// Eight neighbouring values: a lane's share of a block of 256.
+struct Eight {
+    f32 v[8];
+};
+__device__ __forceinline__ Eight load_eight(const f32* p) {
+    const float4 a = load_fresh4(p), b = load_fresh4(p + 4);
+    return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+}
+
+// Sums of a piece of 16 in both planes.
+__device__ __forceinline__ i32 piece_sum(const uint4& v) {
+    return __dp4a((i32)v.x, 0x01010101, __dp4a((i32)v.y, 0x01010101, __dp4a((i32)v.z, 0x01010101, __dp4a((i32)v.w, 0x01010101, 0))));
+}
+
+// Rounds block `block`, of which this lane holds values 8 lane to 8 lane + 7 (quant::round_block).
+template <u32 K> __device__ __forceinline__ void round_block(Planes<K>& row, u32 block, const Eight& x, u32 lane) {
+    u32 amax = 0;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) amax = max(amax, magnitude(x.v[i]));
+    const Rounding r = rounding(warp_max(amax), LIMIT);
+    u32 hi[2] = {0, 0}, lo[2] = {0, 0};
+    i32 sum = 0;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const i32 q = round_fixed(x.v[i], r);
+        const i32 h = PLANES == 2 ? high_plane(q) : q;
+        hi[i / 4] |= (u32)(h & 0xff) << (i % 4 * 8);
+        if constexpr (PLANES == 2) lo[i / 4] |= (u32)(q & 0xff) << (i % 4 * 8);
+        sum += h * 65536 + (PLANES == 2 ? low_plane(q) : 0);
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    ((uint2*)row.hi)[block * 32 + lane] = make_uint2(hi[0], hi[1]);
+    if constexpr (PLANES == 2) ((uint2*)row.lo)[block * 32 + lane] = make_uint2(lo[0], lo[1]);
+    if (lane % 2 == 0) row.sum[block * 16 + lane / 2] = sum;
+    if (lane == 0) row.scale[block] = r.scale;
+}
+
+// Copies a row that is in fixed point already. All threads; not synchronised.
+template <u32 K> __device__ __forceinline__ void load_planes(Planes<K>& row, const Fixed& from, u32 threads) {
+    for (u32 i = threadIdx.x; i < K / 16; i += threads) {
+        const uint4 hi = load_fresh16(from.hi + i * 16);
+        row.hi[i] = hi;
+        i32 sum = piece_sum(hi) * 65536;
+        if constexpr (PLANES == 2) {
+            const uint4 lo = load_fresh16(from.lo + i * 16);
+            row.lo[i] = lo;
+            sum += piece_sum(lo);
+        }
+        row.sum[i] = sum;
+        if (i < K / 256) row.scale[i] = load_fresh(from.scale + i);
+    }
+}
+
+// Rounds a row of floats. All warps; not synchronised.
+template <u32 K> __device__ __forceinline__ void round_row(Planes<K>& row, const f32* x, u32 warps) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll 2
+    for (u32 block = threadIdx.x / 32; block < K / 256; block += warps) round_block(row, block, load_eight(x + block * 256 + lane * 8), lane);
+}
+
+// The norm of a row of K and its rounding, by 16 warps: eight sum the squares while eight fetch what they will round.
+template <u32 K> struct Norm {
+    static constexpr u32 BLOCKS = K / 256, SUMMING = 8, ROUNDING = 8;
+    static constexpr u32 OWN = (BLOCKS + ROUNDING - 1) / ROUNDING;
+    // Longer rows are fetched again when they are rounded.
+    static constexpr bool KEEP = OWN <= 1;
+    Eight weight;
+
+    // What does not depend on the step: before the wait.
+    __device__ __forceinline__ void prepare(const f32* weights) {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        if constexpr (KEEP)
+            if (warp >= SUMMING && warp - SUMMING < BLOCKS) weight = load_eight(weights + (warp - SUMMING) * 256 + lane * 8);
+    }
+
+    // Sum of squares: partial p takes k = p (mod 256) ascending; butterfly 128, 64, ... 1. `partial` is [256] in shared
+    // memory. Calls each(k, values) with every eight normalised values. Ends synchronised.
+    template <class Each>
+    __device__ __forceinline__ void run(Planes<K>& row, const f32* x, const f32* weights, f32* partial, Each&& each) {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        Eight own;
+        if (warp < SUMMING) {
+            f32 sum = 0.0f;
+#pragma unroll 8
+            for (u32 i = 0; i < BLOCKS; i++) {
+                const f32 v = load_fresh(x + i * 256 + threadIdx.x);
+                sum = __fmaf_rn(v, v, sum);
+            }
+            partial[threadIdx.x] = sum;
+        } else if (KEEP && warp - SUMMING < BLOCKS) {
+            own = load_eight(x + (warp - SUMMING) * 256 + lane * 8);
+        }
+        __syncthreads();
+        if (warp >= SUMMING) {
+            // The butterfly's first three levels join the values of one lane.
+            f32 s[8];
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) s[i] = partial[i * 32 + lane];
+#pragma unroll
+            for (u32 step = 4; step > 0; step /= 2)
+#pragma unroll
+                for (u32 i = 0; i < step; i++) s[i] = __fadd_rn(s[i], s[i + step]);
+            const f32 mean = __fdiv_rn(butterfly(s[0]), (f32)K);
+            const f32 r = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, __int_as_float(RMS_EPS))));
+            for (u32 block = warp - SUMMING; block < BLOCKS; block += ROUNDING) {
+                const u32 k = block * 256 + lane * 8;
+                Eight v, w;
+                if constexpr (KEEP) v = own, w = weight;
+                else v = load_eight(x + k), w = load_eight(weights + k);
+#pragma unroll
+                for (u32 i = 0; i < 8; i++) v.v[i] = __fmul_rn(__fmul_rn(v.v[i], r), w.v[i]);
+                each(k, v);
+                round_block(row, block, v, lane);
+            }
+        }
+        __syncthreads();
+    }
+};
