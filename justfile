@@ -22,3 +22,8 @@ bench model *args:
 # The reader of model files under the fuzzer, for ten minutes (fuzz/README.md).
 fuzz:
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run reader -- -max_total_time=600
+
+# The README's picture: the type map of Q4_K_M over the 48 layers of 30B-A3B, from narrow ones.
+picture:
+    cargo run --release -- synth qwen3-30b-a3b out/narrow.gguf --hidden 256 --heads 2 --kv-heads 1 --expert-width 256 --experts 16 --vocab 300
+    cargo run --release -- inspect out/narrow.gguf --json | python3 tools/picture/type_map.py > tools/picture/q4_k_m.svg
