@@ -1,6 +1,8 @@
-//! Text from an argument or from standard input.
+//! Text from an argument, a file or standard input.
 
+use std::fs;
 use std::io::{self, IsTerminal, Read};
+use std::path::Path;
 
 use crate::failure::Failure;
 
@@ -24,9 +26,26 @@ fn read(mut from: impl Read) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     from.read_to_end(&mut bytes)
         .map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
+    utf8(bytes, "standard input")
+}
+
+/// A text file.
+pub(crate) fn file(path: &Path) -> Result<String, Failure> {
+    let place = path.display().to_string();
+    let bytes = fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => {
+            Failure::new("a directory, not a text").hint("name a file in it").at(&place)
+        }
+        _ => Failure::new(format!("cannot read the text: {error}")).hint("is the path right?").at(&place),
+    })?;
+    utf8(bytes, &place)
+}
+
+/// `bytes` as text; `place` says in the error where they come from.
+fn utf8(bytes: Vec<u8>, place: &str) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Failure::new(format!("standard input is not UTF-8: byte {at} belongs to no character"))
+        Failure::new(format!("{place} is not UTF-8: byte {at} belongs to no character"))
             .hint("convert it first, for example with `iconv -f latin1 -t utf-8`")
     })
 }

@@ -98,7 +98,7 @@ impl Loaded {
         let context = options.ctx.map_or(wanted.min(limit), |ctx| ctx as usize);
         if context > limit {
             let message = format!("--ctx {context}: {} was made for at most {limit} positions", self.name);
-            return Err(Failure::new(message));
+            return Err(Failure::new(message).hint("leave --ctx out to get as much as the text needs"));
         }
         self.engine_of(context, &options.threads, &options.activations)
     }

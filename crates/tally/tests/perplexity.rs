@@ -264,7 +264,7 @@ fn bad_text() {
     check(b"ab\xFF", "not UTF-8: byte 2 ");
     let directory = case.directory.file("");
     tally(["perplexity", &case.model, &directory]).fails(1, "a directory, not a text");
-    tally(["perplexity", &case.model, "nowhere.txt"]).fails(1, "nowhere.txt: cannot read the text");
+    tally(["perplexity", &case.model, "nowhere.txt"]).hinted().fails(1, "nowhere.txt: cannot read the text");
     tally(["perplexity", "nowhere.gguf", HELDOUT]).fails(1, "nowhere.gguf");
     case.fails(&["--chunks", "0"], 2, "'--chunks <N>'");
     tally(["perplexity", &case.model, HELDOUT, "--ctx", "3"]).fails(2, "'--ctx <N>'");

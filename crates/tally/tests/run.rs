@@ -56,7 +56,7 @@ fn wrong_usage_names_the_range() {
 #[test]
 fn bad_prompts() {
     let directory = Directory::new();
-    let check = |args: &[&str], want: &str| run(args).fails(1, want);
+    let check = |args: &[&str], want: &str| run(args).hinted().fails(1, want);
     let (empty, latin) = (directory.file("empty"), directory.file("latin"));
     fs::write(&empty, "").expect("written");
     fs::write(&latin, b"caf\xe9").expect("written");
@@ -64,8 +64,8 @@ fn bad_prompts() {
     check(&["-"], "the prompt is empty");
     check(&["--file", &empty], "the prompt is empty");
     check(&["--file", &latin], "not UTF-8: byte 3");
-    check(&["--file", &directory.file("none")], "cannot read the prompt: No such file");
-    check(&["--file", directory.to_str().expect("UTF-8")], "is a directory, not a text");
+    check(&["--file", &directory.file("none")], "cannot read the text: No such file");
+    check(&["--file", directory.to_str().expect("UTF-8")], "a directory, not a text");
     tally_with(["run", "-"], b"ab\xff").fails(1, "standard input is not UTF-8: byte 2");
     // Too long for the context that was asked for, and for any that the model has.
     check(&["--raw", "--ctx", "3", "-p", "0 1 2 3 4 5 6 7 8 9"], "tokens, the context 3 positions");

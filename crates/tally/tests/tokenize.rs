@@ -65,7 +65,9 @@ fn and_back() {
 fn bad_ids_and_texts() {
     let directory = Directory::new();
     let model = vocabulary(&directory);
-    tally(["detokenize", &model, "300"]).fails(1, "token id 300 is outside the vocabulary of 300 tokens");
+    tally(["detokenize", &model, "300"])
+        .hinted()
+        .fails(1, "token id 300 is outside the vocabulary of 300 tokens");
     tally(["detokenize", &model, "1", "x"]).fails(1, "`x` is no token id");
     tally(["detokenize", &model, "--", "-1"]).fails(1, "`-1` is no token id");
     tally(["detokenize", &model, "4294967296"]).fails(1, "`4294967296` is no token id");

@@ -33,7 +33,9 @@ impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let tokenizer = source::tokenizer(&self.model)?;
         let listed = (!self.ids.is_empty()).then(|| self.ids.join(" "));
-        let text = tokenizer.decode(&parse(&input::text(listed)?)?)?;
+        let text = tokenizer
+            .decode(&parse(&input::text(listed)?)?)
+            .map_err(|error| Failure::from(error).hint("are these ids of another model?"))?;
         if self.json {
             return output::json_line(&json!(text));
         }

@@ -7,8 +7,6 @@ mod score;
 mod statistics;
 mod windows;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -115,7 +113,7 @@ impl Args {
         if ctx > loaded.context() {
             let message =
                 format!("--ctx {ctx}: {} was made for at most {} positions", loaded.name, loaded.context());
-            return Err(Failure::new(message));
+            return Err(Failure::new(message).hint("try a smaller --ctx"));
         }
         let ids = loaded.tokenizer.encode(text, Specials::AsText)?;
         let tokens = ids.len();
@@ -185,15 +183,5 @@ impl Args {
 
 /// The text.
 fn read(path: &Path) -> Result<String, Failure> {
-    if path == Path::new("-") {
-        return input::text(None);
-    }
-    let bytes = fs::read(path).map_err(|error| match error.kind() {
-        io::ErrorKind::IsADirectory => Failure::new("a directory, not a text").at(path.display()),
-        _ => Failure::new(format!("cannot read the text: {error}")).at(path.display()),
-    })?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Failure::new(format!("not UTF-8: byte {at} belongs to no character")).at(path.display())
-    })
+    if path == Path::new("-") { input::text(None) } else { input::file(path) }
 }

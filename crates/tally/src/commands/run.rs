@@ -1,7 +1,5 @@
 //! `tally run`: a prompt in, text out.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anstyle::Style;
@@ -110,7 +108,7 @@ impl Args {
     fn text(&self) -> Result<String, Failure> {
         let text = match (&self.prompt, &self.file, &self.stdin) {
             (Some(text), ..) => input::text(Some(text.clone()))?,
-            (_, Some(path), _) => read(path)?,
+            (_, Some(path), _) => input::file(path)?,
             (.., Some(_)) => input::text(None)?,
             _ => {
                 return Err(Failure::usage("there is no prompt")
@@ -118,7 +116,9 @@ impl Args {
             }
         };
         if text.is_empty() {
-            return Err(Failure::new("the prompt is empty"));
+            return Err(
+                Failure::new("the prompt is empty").hint("a model needs at least one token to go on from")
+            );
         }
         Ok(text)
     }
@@ -203,16 +203,4 @@ fn figures(params: &SamplerParams, answer: &Answer) {
 /// The f64 that is written like `x`: 0.7, not 0.699999988079071.
 fn decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
-}
-
-/// A prompt from a file.
-fn read(path: &Path) -> Result<String, Failure> {
-    let bytes = fs::read(path).map_err(|error| match error.kind() {
-        io::ErrorKind::IsADirectory => Failure::new("is a directory, not a text").at(path.display()),
-        _ => Failure::new(format!("cannot read the prompt: {error}")).at(path.display()),
-    })?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Failure::new(format!("not UTF-8: byte {at} belongs to no character")).at(path.display())
-    })
 }

@@ -33,6 +33,13 @@ impl Outcome {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
+    /// Asserts that the error comes with a hint.
+    #[track_caller]
+    pub(crate) fn hinted(self) -> Outcome {
+        assert!(self.stderr.contains("\n hint: "), "no hint: {self:?}");
+        self
+    }
+
     /// Asserts a failure with `code`, nothing on standard output, and an error of one line that contains `message`;
     /// a hint may follow.
     #[track_caller]
