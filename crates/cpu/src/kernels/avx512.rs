@@ -33,9 +33,12 @@ impl Kernels for Avx512 {
         // SAFETY: as above.
         unsafe {
             match dtype {
-                Dtype::Q4K => stream::<Q4K, LOW>(bytes, x, out),
-                Dtype::Q5K => stream::<Q5K, LOW>(bytes, x, out),
-                Dtype::Q6K => stream::<Q6K, LOW>(bytes, x, out),
+                Dtype::Q4K if LOW => stream::<Q4K, 2>(bytes, x, out),
+                Dtype::Q4K => stream::<Q4K, 1>(bytes, x, out),
+                Dtype::Q5K if LOW => stream::<Q5K, 2>(bytes, x, out),
+                Dtype::Q5K => stream::<Q5K, 1>(bytes, x, out),
+                Dtype::Q6K if LOW => stream::<Q6K, 2>(bytes, x, out),
+                Dtype::Q6K => stream::<Q6K, 1>(bytes, x, out),
                 _ => return false,
             }
         }

@@ -36,7 +36,28 @@ pub(super) trait Streamed {
     ///
     /// # Safety
     /// `blocks` points to [`GROUP`] whole blocks; AVX-512 as in [`super::Avx512`].
-    unsafe fn terms<const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256;
+    unsafe fn terms<const P: usize>(blocks: *const u8, x: Columns<'_, P>) -> __m256;
+}
+
+/// The values of an expression for each block of a group. Written out, because what a loop indexes lies in memory, and
+/// these have to stay in registers.
+macro_rules! each {
+    ($j:ident => $value:expr) => {
+        [
+            each!($j = 0, $value),
+            each!($j = 1, $value),
+            each!($j = 2, $value),
+            each!($j = 3, $value),
+            each!($j = 4, $value),
+            each!($j = 5, $value),
+            each!($j = 6, $value),
+            each!($j = 7, $value),
+        ]
+    };
+    ($j:ident = $value:literal, $body:expr) => {{
+        const $j: usize = $value;
+        $body
+    }};
 }
 
 pub(super) struct Q4K;
@@ -58,91 +79,82 @@ const NIBBLES: [usize; 32] = {
     from
 };
 
-/// An activation row as the stream reads it, and repeated where a group of blocks may run over the end of a weight
-/// row into the next: from every column on, there are [`GROUP`] more.
-struct Operand {
+/// An activation row of `P` planes as the stream reads it, repeated where a group of blocks may run over the end of a
+/// weight row into the next: from every column where a group may begin, there are [`GROUP`].
+struct Operand<const P: usize> {
     /// `[column][plane][vector]`, high plane first.
-    planes: Vec<[Line; 4]>,
-    /// `[column][SUMS]`.
-    sum_hi: Vec<i16>,
-    sum_lo: Vec<i16>,
+    planes: Vec<[[Line; 4]; P]>,
+    /// `[plane][column][SUMS]`.
+    sums: [Vec<i16>; P],
     scale: Vec<f32>,
 }
 
 /// The columns that a group meets.
 #[derive(Clone, Copy)]
-pub(super) struct Columns<'a> {
-    planes: &'a [[Line; 4]],
-    sum_hi: &'a [i16],
-    sum_lo: &'a [i16],
-    scale: &'a [f32],
+pub(super) struct Columns<'a, const P: usize> {
+    planes: &'a [[[Line; 4]; P]; GROUP],
+    sums: [&'a [i16]; P],
+    scale: &'a [f32; GROUP],
 }
 
-impl Operand {
+impl<const P: usize> Operand<P> {
     #[inline(always)]
-    fn new<T: Streamed, const LOW: bool>(x: &FixedRow<'_>) -> Operand {
+    fn new<T: Streamed>(x: &FixedRow<'_>) -> Operand<P> {
         let per_row = x.scale.len();
         let columns = if per_row.is_multiple_of(GROUP) { per_row } else { per_row + GROUP - 1 };
+        let planes = [x.hi, x.lo];
+        let sums = [x.sum_hi, x.sum_lo];
         let mut operand = Operand {
-            planes: Vec::with_capacity(columns * (1 + usize::from(LOW))),
-            sum_hi: vec![0; columns * T::SUMS],
-            sum_lo: vec![0; if LOW { columns * T::SUMS } else { 0 }],
-            scale: Vec::with_capacity(columns),
-        };
-        let sums = |from: &[i16], to: &mut [i16]| {
-            let pairs = from.chunks_exact(2).zip(to.chunks_exact_mut(T::SUMS / 8));
-            pairs.for_each(|(from, to)| T::sum([from[0], from[1]], to));
+            planes: vec![[[Line([0; 8]); 4]; P]; columns],
+            sums: std::array::from_fn(|_| vec![0; columns * T::SUMS]),
+            scale: vec![0.0; columns],
         };
         for column in 0..columns {
             let b = column % per_row;
-            operand.planes.push(lines::<T>(&x.hi[b * 256..][..256]));
-            sums(&x.sum_hi[b * 16..][..16], &mut operand.sum_hi[column * T::SUMS..][..T::SUMS]);
-            if LOW {
-                operand.planes.push(lines::<T>(&x.lo[b * 256..][..256]));
-                sums(&x.sum_lo[b * 16..][..16], &mut operand.sum_lo[column * T::SUMS..][..T::SUMS]);
+            for p in 0..P {
+                fill::<T>(&planes[p][b * 256..][..256], &mut operand.planes[column][p]);
+                let from = sums[p][b * 16..][..16].chunks_exact(2);
+                let to = operand.sums[p][column * T::SUMS..][..T::SUMS].chunks_exact_mut(T::SUMS / 8);
+                from.zip(to).for_each(|(from, to)| T::sum([from[0], from[1]], to));
             }
-            operand.scale.push(x.scale[b]);
+            operand.scale[column] = x.scale[b];
         }
         operand
     }
 
     #[inline(always)]
-    fn at<T: Streamed, const LOW: bool>(&self, column: usize) -> Columns<'_> {
-        let planes = 1 + usize::from(LOW);
-        let sums = column * T::SUMS..(column + GROUP) * T::SUMS;
+    fn at<T: Streamed>(&self, column: usize) -> Columns<'_, P> {
+        const WHOLE: &str = "a group's columns";
         Columns {
-            planes: &self.planes[column * planes..][..GROUP * planes],
-            sum_hi: &self.sum_hi[sums.clone()],
-            sum_lo: if LOW { &self.sum_lo[sums] } else { &[] },
-            scale: &self.scale[column..][..GROUP],
+            planes: self.planes[column..][..GROUP].try_into().expect(WHOLE),
+            sums: std::array::from_fn(|p| &self.sums[p][column * T::SUMS..][..GROUP * T::SUMS]),
+            scale: self.scale[column..][..GROUP].try_into().expect(WHOLE),
         }
     }
 }
 
-/// A plane of a block, in the order in which its codes come.
+/// Writes a plane of a block in the order in which its codes come.
 #[inline(always)]
-fn lines<T: Streamed>(plane: &[i8]) -> [Line; 4] {
-    let mut lines = [Line([0; 8]); 4];
+fn fill<T: Streamed>(plane: &[i8], lines: &mut [Line; 4]) {
     for i in 0..32 {
         let word = if T::PERMUTED { NIBBLES[i] } else { i };
         let bytes: [i8; 8] = plane[8 * word..][..8].try_into().expect("eight bytes");
         lines[i / 8].0[i % 8] = u64::from_le_bytes(bytes.map(|v| v as u8));
     }
-    lines
 }
 
 /// `out[n] = rows[n] . x`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn stream<T: Streamed, const LOW: bool>(rows: &[u8], x: &FixedRow<'_>, out: &mut [f32]) {
+pub(super) fn stream<T: Streamed, const P: usize>(rows: &[u8], x: &FixedRow<'_>, out: &mut [f32]) {
     let per_row = x.scale.len();
     let blocks = out.len() * per_row;
     assert_eq!(rows.len(), blocks * T::BYTES);
-    let operand = Operand::new::<T, LOW>(x);
+    let operand = Operand::<P>::new::<T>(x);
     let mut terms = vec![0f32; blocks.next_multiple_of(GROUP)];
     let mut column = 0;
     for (bytes, terms) in rows.chunks(GROUP * T::BYTES).zip(terms.chunks_exact_mut(GROUP)) {
-        let x = operand.at::<T, LOW>(column);
+        let x = operand.at::<T>(column);
         column = (column + GROUP) % per_row;
         for line in (0..GROUP * T::BYTES).step_by(64) {
             // A hint: an address outside the mapping is ignored.
@@ -151,9 +163,9 @@ pub(super) fn stream<T: Streamed, const LOW: bool>(rows: &[u8], x: &FixedRow<'_>
         // SAFETY: `bytes` are eight blocks, or fewer and copied to where there are eight; eight terms.
         unsafe {
             let group = if bytes.len() == GROUP * T::BYTES {
-                T::terms::<LOW>(bytes.as_ptr(), x)
+                T::terms(bytes.as_ptr(), x)
             } else {
-                T::terms::<LOW>(padded(bytes).as_ptr(), x)
+                T::terms(padded(bytes).as_ptr(), x)
             };
             _mm256_storeu_ps(terms.as_mut_ptr(), group);
         }
@@ -246,9 +258,9 @@ macro_rules! streamed_nibbles {
 
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-            unsafe fn terms<const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256 {
+            unsafe fn terms<const P: usize>(blocks: *const u8, x: Columns<'_, P>) -> __m256 {
                 // SAFETY: the caller's promise.
-                unsafe { nibble_terms::<$t, LOW>(blocks, x) }
+                unsafe { nibble_terms::<$t, P>(blocks, x) }
             }
         }
     )*};
@@ -303,46 +315,32 @@ const SCALE_OF_NIBBLES: [[i16; 32]; 4] = {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn nibble_terms<T: Nibbles, const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256 {
+unsafe fn nibble_terms<T: Nibbles, const P: usize>(blocks: *const u8, x: Columns<'_, P>) -> __m256 {
     let zero = _mm512_setzero_si512();
     // SAFETY: eight blocks.
     let heads = unsafe { [Heads::open::<T>(blocks), Heads::open::<T>(blocks.add(4 * T::BYTES))] };
-    let (mut hi, mut lo) = ([zero; GROUP], [zero; GROUP]);
-    for j in 0..GROUP {
-        // SAFETY: 128 bytes of block j from LOW_BITS on; 32 words.
+    let sums = each!(J => {
+        // SAFETY: 128 bytes of block J from LOW_BITS on; 32 words.
         let (first, second, places) = unsafe {
-            let nibbles = blocks.add(j * T::BYTES + T::LOW_BITS);
+            let nibbles = blocks.add(J * T::BYTES + T::LOW_BITS);
             (
                 _mm512_loadu_si512(nibbles.cast()),
                 _mm512_loadu_si512(nibbles.add(64).cast()),
-                _mm512_loadu_si512(SCALE_OF_NIBBLES[j % 4].as_ptr().cast()),
+                _mm512_loadu_si512(SCALE_OF_NIBBLES[J % 4].as_ptr().cast()),
             )
         };
         let (even, odd) = (_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
-        // SAFETY: block j.
-        let codes = unsafe { T::codes(blocks.add(j * T::BYTES), even, odd) };
-        let scale = _mm512_permutexvar_epi16(places, heads[j / 4].scale);
-        // At most 31 * 128 * 8 = 31744: the sums fit 16 bits.
-        let dot = |plane: &[Line; 4]| {
-            let two = |i: usize| dp(dp(zero, codes[i], &plane[i]), codes[i + 1], &plane[i + 1]);
-            _mm512_madd_epi16(_mm512_packs_epi32(two(0), two(2)), scale)
-        };
-        if LOW {
-            (hi[j], lo[j]) = (dot(&x.planes[2 * j]), dot(&x.planes[2 * j + 1]));
-        } else {
-            hi[j] = dot(&x.planes[j]);
-        }
-    }
-    let mut min = [zero; 2];
-    for (i, min) in min.iter_mut().enumerate() {
+        // SAFETY: block J.
+        let codes = unsafe { T::codes(blocks.add(J * T::BYTES), even, odd) };
+        let scale = _mm512_permutexvar_epi16(places, heads[J / 4].scale);
+        let dot = |p: usize| nibble_dot(&codes, &x.planes[J][p], scale);
+        (dot(0), if P == 2 { dot(1) } else { zero })
+    });
+    let min = |i: usize| {
         // SAFETY: the sums of eight columns, of which these are four.
-        *min = unsafe { _mm512_madd_epi16(heads[i].min, words(x.sum_hi, 32 * i)) };
-        if LOW {
-            // SAFETY: likewise.
-            let low = unsafe { _mm512_madd_epi16(heads[i].min, words(x.sum_lo, 32 * i)) };
-            *min = _mm512_add_epi32(_mm512_slli_epi32::<8>(*min), low);
-        }
-    }
+        let of = |p: usize| unsafe { _mm512_madd_epi16(heads[i].min, words(x.sums[p], 32 * i)) };
+        if P == 2 { _mm512_add_epi32(_mm512_slli_epi32::<8>(of(0)), of(1)) } else { of(0) }
+    };
     // The d of eight blocks, then the dmin.
     let places = _mm512_set_epi16(
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 57, 49, 41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0,
@@ -350,10 +348,20 @@ unsafe fn nibble_terms<T: Nibbles, const LOW: bool>(blocks: *const u8, x: Column
     let halves = _mm512_permutex2var_epi16(heads[0].raw, places, heads[1].raw);
     let halves = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
     let (d, dmin) = (_mm512_castps512_ps256(halves), _mm512_extractf32x8_ps::<1>(halves));
-    let offset = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(sum_quarters(min)));
-    let t = _mm256_sub_ps(_mm256_mul_ps(d, joined::<LOW>(hi, lo)), offset);
+    let offset = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(sum_quarters([min(0), min(1)])));
+    let t = _mm256_sub_ps(_mm256_mul_ps(d, joined::<P>(&sums)), offset);
     // SAFETY: eight floats.
     _mm256_mul_ps(unsafe { _mm256_loadu_ps(x.scale.as_ptr()) }, t)
+}
+
+/// The sums of one plane of a block, still spread over lanes. At most 31 * 128 * 8 = 31744 before the scales: 16 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn nibble_dot(codes: &[__m512i; 4], plane: &[Line; 4], scale: __m512i) -> __m512i {
+    let zero = _mm512_setzero_si512();
+    let low = dp(dp(zero, codes[0], &plane[0]), codes[1], &plane[1]);
+    let high = dp(dp(zero, codes[2], &plane[2]), codes[3], &plane[3]);
+    _mm512_madd_epi16(_mm512_packs_epi32(low, high), scale)
 }
 
 /// 32 words from `from` on.
@@ -375,12 +383,16 @@ fn dp(sum: __m512i, codes: __m512i, x: &Line) -> __m512i {
     _mm512_dpbusd_epi32(sum, codes, unsafe { _mm512_load_si512(x.0.as_ptr().cast()) })
 }
 
-/// `F` of eight blocks.
+/// `F` of eight blocks, given the lanes of `H` and `L` of each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn joined<const LOW: bool>(hi: [__m512i; GROUP], lo: [__m512i; GROUP]) -> __m256 {
-    let f = _mm256_cvtepi32_ps(sum_each(hi));
-    if LOW { _mm256_fmadd_ps(_mm256_set1_ps(256.0), f, _mm256_cvtepi32_ps(sum_each(lo))) } else { f }
+fn joined<const P: usize>(sums: &[(__m512i, __m512i); GROUP]) -> __m256 {
+    let f = _mm256_cvtepi32_ps(sum_each(each!(J => sums[J].0)));
+    if P == 2 {
+        let low = _mm256_cvtepi32_ps(sum_each(each!(J => sums[J].1)));
+        return _mm256_fmadd_ps(_mm256_set1_ps(256.0), f, low);
+    }
+    f
 }
 
 /// The sums of the lanes of eight vectors, in their order.
@@ -431,61 +443,46 @@ impl Streamed for Q6K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn terms<const LOW: bool>(blocks: *const u8, x: Columns<'_>) -> __m256 {
-        let zero = _mm512_setzero_si512();
-        let (mut hi, mut lo) = ([zero; GROUP], [zero; GROUP]);
+    unsafe fn terms<const P: usize>(blocks: *const u8, x: Columns<'_, P>) -> __m256 {
+        // SAFETY: 32 words.
+        let places = unsafe { _mm512_loadu_si512(SCALE_OF_SIXES.as_ptr().cast()) };
+        let more = _mm512_add_epi16(places, _mm512_set1_epi16(8));
         let mut halves = _mm_setzero_si128();
-        for j in 0..GROUP {
-            // SAFETY: block j.
+        let sums = each!(J => {
+            // SAFETY: block J.
             let (codes, scales, d) = unsafe {
-                let block = blocks.add(j * 210);
-                (sixes(block), _mm_loadu_si128(block.add(192).cast()), block.add(208).cast::<u16>().read_unaligned())
+                let block = blocks.add(J * 210);
+                let d = block.add(208).cast::<u16>().read_unaligned();
+                (sixes(block), _mm_loadu_si128(block.add(192).cast()), d)
             };
-            halves = insert(halves, j, d);
+            halves = _mm_insert_epi16::<{ J as i32 }>(halves, d.into());
             let scales = _mm256_cvtepi8_epi16(scales);
             let unbias = _mm256_slli_epi16::<2>(scales);
             let scales = _mm512_castsi256_si512(scales);
-            // SAFETY: 32 words.
-            let places = unsafe { _mm512_loadu_si512(SCALE_OF_SIXES.as_ptr().cast()) };
-            let first = _mm512_permutexvar_epi16(places, scales);
-            let second = _mm512_permutexvar_epi16(_mm512_add_epi16(places, _mm512_set1_epi16(8)), scales);
-            let dot = |plane: &[Line; 4], sums: &[i16]| {
+            let scales =
+                [_mm512_permutexvar_epi16(places, scales), _mm512_permutexvar_epi16(more, scales)];
+            let dot = |p: usize| {
                 // SAFETY: 16 words of each of eight columns.
-                let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().add(16 * j).cast()) };
+                let sums = unsafe { _mm256_loadu_si256(x.sums[p].as_ptr().add(16 * J).cast()) };
                 let sum = _mm512_zextsi256_si512(_mm256_madd_epi16(unbias, sums));
-                // At most 63 * 128 * 4 = 32256: the sums fit 16 bits.
-                let two = |i: usize| {
-                    let one = |i: usize| dp(zero, codes[i], &plane[i]);
-                    _mm512_packs_epi32(one(i), one(i + 1))
-                };
-                _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, two(0), first), two(2), second)
+                six_dot(sum, &codes, &x.planes[J][p], &scales)
             };
-            if LOW {
-                (hi[j], lo[j]) = (dot(&x.planes[2 * j], x.sum_hi), dot(&x.planes[2 * j + 1], x.sum_lo));
-            } else {
-                hi[j] = dot(&x.planes[j], x.sum_hi);
-            }
-        }
-        let t = _mm256_mul_ps(_mm256_cvtph_ps(halves), joined::<LOW>(hi, lo));
+            (dot(0), if P == 2 { dot(1) } else { _mm512_setzero_si512() })
+        });
+        let t = _mm256_mul_ps(_mm256_cvtph_ps(halves), joined::<P>(&sums));
         // SAFETY: eight floats.
         _mm256_mul_ps(unsafe { _mm256_loadu_ps(x.scale.as_ptr()) }, t)
     }
 }
 
+/// Adds the sums of one plane of a block to `sum`. At most 63 * 128 * 4 = 32256 before the scales: 16 bits.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn insert(v: __m128i, at: usize, word: u16) -> __m128i {
-    let word = i32::from(word);
-    match at {
-        0 => _mm_insert_epi16::<0>(v, word),
-        1 => _mm_insert_epi16::<1>(v, word),
-        2 => _mm_insert_epi16::<2>(v, word),
-        3 => _mm_insert_epi16::<3>(v, word),
-        4 => _mm_insert_epi16::<4>(v, word),
-        5 => _mm_insert_epi16::<5>(v, word),
-        6 => _mm_insert_epi16::<6>(v, word),
-        _ => _mm_insert_epi16::<7>(v, word),
-    }
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn six_dot(sum: __m512i, codes: &[__m512i; 4], plane: &[Line; 4], scales: &[__m512i; 2]) -> __m512i {
+    let zero = _mm512_setzero_si512();
+    let first = _mm512_packs_epi32(dp(zero, codes[0], &plane[0]), dp(zero, codes[1], &plane[1]));
+    let second = _mm512_packs_epi32(dp(zero, codes[2], &plane[2]), dp(zero, codes[3], &plane[3]));
+    _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, first, scales[0]), second, scales[1])
 }
 
 /// The 256 codes of a Q6_K block, in order.
