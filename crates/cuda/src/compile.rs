@@ -20,6 +20,7 @@ pub(crate) const SOURCES: &[(&str, &str)] = &sources![
     "arith.cuh",
     "types.cuh",
     "open.cuh",
+    "bandwidth.cu",
     "repack.cu",
     "embed.cu",
     "fixed.cu",

@@ -1,4 +1,4 @@
-//! What can go wrong between a model and a GPU, each with what to do about it.
+//! What can go wrong between a model and a GPU. What to do about it is for who knows the user: the command line.
 
 use gguf::Dtype;
 
@@ -6,10 +6,10 @@ use gguf::Dtype;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// libcuda is not installed.
-    #[error("no CUDA driver: libcuda.so was not found (install the NVIDIA driver, or use --device cpu)")]
+    #[error("no CUDA driver: libcuda.so was not found")]
     NoDriver,
     /// The driver answers, but is older than what the kernels' compiler needs.
-    #[error("the NVIDIA driver supports CUDA {found}, but {need} is needed (update the driver)")]
+    #[error("the NVIDIA driver supports CUDA {found}, but {need} is needed")]
     OldDriver {
         /// `major.minor` of the driver.
         found: String,
@@ -33,10 +33,7 @@ pub enum Error {
         arch: u32,
     },
     /// libnvrtc is not installed.
-    #[error(
-        "no kernel compiler: libnvrtc.so was not found (it is in the CUDA toolkit, or `pip install nvidia-cuda-nvrtc` \
-         and add the folder of libnvrtc.so.13 to LD_LIBRARY_PATH)"
-    )]
+    #[error("no kernel compiler: libnvrtc.so was not found")]
     NoNvrtc,
     /// A kernel did not compile.
     #[error("kernels `{unit}` do not compile for sm_{arch}: {log}")]
@@ -70,8 +67,10 @@ pub enum Error {
     },
     /// The model does not fit.
     #[error(
-        "the GPU has {} free, but {} are needed: weights {} + KV cache for {context} positions {} + workspace {}{}",
-        gb(*free), gb(weights + kv + workspace), gb(*weights), gb(*kv), gb(*workspace), fits(*would_fit)
+        "the GPU has {} free, but {} are needed: weights {} + KV cache for {context} positions {} + workspace {} + \
+         reserve {}{}",
+        gb(*free), gb(weights + kv + workspace + reserve), gb(*weights), gb(*kv), gb(*workspace), gb(*reserve),
+        fits(*would_fit)
     )]
     Memory {
         /// Free bytes.
@@ -82,6 +81,8 @@ pub enum Error {
         kv: u64,
         /// Bytes of buffers.
         workspace: u64,
+        /// Bytes that are to stay free: see [`crate::Plan`].
+        reserve: u64,
         /// Positions asked for.
         context: usize,
         /// The longest context that would fit, if any.
@@ -117,7 +118,7 @@ fn gb(bytes: u64) -> String {
 
 fn fits(context: Option<usize>) -> String {
     match context {
-        Some(n) => format!("; a context of {n} would fit (--ctx {n})"),
-        None => "; no context would fit (use --device cpu, or a smaller model)".into(),
+        Some(n) => format!("; a context of {n} would fit"),
+        None => "; no context would fit".into(),
     }
 }

@@ -33,6 +33,7 @@ pub use driver::{Gpu, gpus};
 pub use error::Error;
 pub use exp_check::exp_checksums;
 pub use kernels::{compile_all, units};
+pub use launch::bandwidth::ReadBandwidth;
 pub use plan::Plan;
 pub use profile::StageTime;
 pub use ready::{Ready, check};

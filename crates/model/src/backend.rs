@@ -196,3 +196,46 @@ pub trait Backend {
         None
     }
 }
+
+/// A backend chosen when the program runs.
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn model(&self) -> &Model {
+        (**self).model()
+    }
+
+    fn max_rows(&self) -> usize {
+        (**self).max_rows()
+    }
+
+    fn context(&self) -> usize {
+        (**self).context()
+    }
+
+    fn kv_blocks(&self) -> usize {
+        (**self).kv_blocks()
+    }
+
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        (**self).begin(step)
+    }
+
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        (**self).run(site)
+    }
+
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        (**self).read(buffer)
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
+        (**self).write(buffer, values)
+    }
+
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        (**self).logits()
+    }
+
+    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
+        (**self).chooser()
+    }
+}

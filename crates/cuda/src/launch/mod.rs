@@ -2,6 +2,7 @@
 //! `kernels/<stage>.cu`.
 
 pub(crate) mod decode;
+pub(crate) mod bandwidth;
 pub(crate) mod embed;
 pub(crate) mod fixed;
 pub(crate) mod group;

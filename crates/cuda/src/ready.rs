@@ -1,0 +1,35 @@
+//! Whether a model can go onto a GPU, found out before anything is loaded: driver, compiler, GPU, memory.
+
+use std::sync::Arc;
+
+use model::Model;
+
+use crate::driver::Device;
+use crate::{Error, Gpu, Options, Plan, nvrtc_version};
+
+/// A GPU that a model can go onto. The GPU stays open as long as this lives: opening it takes a moment, and
+/// [`crate::Cuda::new`] finds it open.
+pub struct Ready {
+    /// The GPU.
+    pub gpu: Gpu,
+    /// What the model will take of its memory.
+    pub plan: Plan,
+    /// Version of the kernels' compiler.
+    pub nvrtc: String,
+    pub(crate) device: Arc<Device>,
+}
+
+impl Ready {
+    /// Bytes of the GPU's memory that are free now.
+    pub fn free_memory(&self) -> Result<u64, Error> {
+        self.device.free_memory()
+    }
+}
+
+/// Everything that [`crate::Cuda::new`] needs and that can be missing; the first that is, is the error.
+pub fn check(model: &Model, options: &Options) -> Result<Ready, Error> {
+    let device = Device::open(options.ordinal)?;
+    let nvrtc = nvrtc_version()?;
+    let plan = Plan::new(model, options, device.gpu.memory, device.free_memory()?)?;
+    Ok(Ready { gpu: device.gpu.clone(), plan, nvrtc, device })
+}
