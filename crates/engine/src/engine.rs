@@ -4,7 +4,7 @@
 
 use std::ops::ControlFlow;
 
-use model::{BLOCK, Backend, Choice, Chosen, Fault, Lane, Step, forward};
+use model::{BLOCK, Backend, Choice, Chosen, Fault, Lane, Row, Step, forward};
 
 use crate::kv::{BlockPool, OutOfBlocks};
 use crate::sampler::{Sampler, SamplerError};
@@ -127,6 +127,29 @@ impl<B: Backend> Engine<B> {
     fn step(&self, session: &Session, tokens: &[u32]) -> Step {
         // Positions are below the context, which is below 2^32.
         Step::prefill(tokens, session.tokens.len() as u32, session.table.clone())
+    }
+
+    /// Appends one token to each session, all in one step. Afterwards [`Engine::logits`] holds a row for each, `[S, V]`.
+    ///
+    /// # Panics
+    /// If there are not as many tokens as sessions.
+    pub fn feed_each(&mut self, sessions: &mut [Session], tokens: &[u32]) -> Result<(), EngineError> {
+        assert_eq!(sessions.len(), tokens.len(), "a token for each session");
+        for session in &mut *sessions {
+            self.reserve(session, 1)?;
+        }
+        let mut step = Step::default();
+        // Sequences, and positions below the context, are below 2^32.
+        for (sequence, (session, &token)) in (0..).zip(sessions.iter().zip(tokens)) {
+            step.rows.push(Row { token, position: session.tokens.len() as u32, sequence });
+            step.tables.push(session.table.clone());
+            step.logits.push(sequence);
+        }
+        forward(&mut self.backend, &step)?;
+        for (session, &token) in sessions.iter_mut().zip(tokens) {
+            session.tokens.push(token);
+        }
+        Ok(())
     }
 
     /// The logits of the last token fed, `[V]`.

@@ -1,17 +1,17 @@
 //! A model file to an engine that can answer: what is opened, checked and planned before the first token. Knows
 //! nothing of prompts or sampling.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cpu::Cpu;
 use engine::{ChatError, ChatTemplate, Engine, Tokenizer};
 use gguf::{File, Metadata};
-use indicatif::DecimalBytes;
-use model::{BLOCK, Model};
+use model::{Backend, Model};
 use quant::fixed::Activations;
 
 use crate::activations::ActivationsArg;
+use crate::device::{self, Device, DeviceArgs, Request, Wish};
 use crate::failure::Failure;
 use crate::source;
 use crate::threads::Threads;
@@ -26,6 +26,15 @@ pub(crate) struct Options {
           value_parser = clap::value_parser!(u32).range(1..))]
     ctx: Option<u32>,
     #[command(flatten)]
+    place: Place,
+}
+
+/// Where and how a model is run.
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
     activations: ActivationsArg,
@@ -34,8 +43,36 @@ pub(crate) struct Options {
 impl Options {
     /// The precision of activations.
     pub(crate) fn activations(&self) -> Activations {
+        self.place.activations()
+    }
+}
+
+impl Place {
+    /// The precision of activations.
+    pub(crate) fn activations(&self) -> Activations {
         self.activations.value()
     }
+
+    /// The device that was asked for.
+    pub(crate) fn device(&self) -> Wish {
+        self.device.device
+    }
+
+    /// Where compiled kernels are kept.
+    pub(crate) fn kernels(&self) -> Option<PathBuf> {
+        self.device.kernels.folder()
+    }
+
+    /// The CPU's threads.
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.threads
+    }
+}
+
+/// A model that can answer, and where it does.
+pub(crate) struct Running {
+    pub(crate) engine: Engine<Box<dyn Backend>>,
+    pub(crate) device: Device,
 }
 
 /// A model that was opened and checked; no weight was read yet.
@@ -91,8 +128,9 @@ impl Loaded {
         }
     }
 
-    /// An engine on the CPU for one sequence of `options.ctx` positions, or of `wanted` as far as the model goes.
-    pub(crate) fn engine(&self, options: &Options, wanted: usize) -> Result<Engine<Cpu>, Failure> {
+    /// An engine for one sequence of `options.ctx` positions, or of `wanted` as far as the model goes. What `auto` chose
+    /// is said unless `quiet`.
+    pub(crate) fn engine(&self, options: &Options, wanted: usize, quiet: bool) -> Result<Running, Failure> {
         let limit = self.model.config.context;
         // A u32 fits: the crate runs on 64 bits, as the map of a model does.
         let context = options.ctx.map_or(wanted.min(limit), |ctx| ctx as usize);
@@ -100,21 +138,25 @@ impl Loaded {
             let message = format!("--ctx {context}: {} was made for at most {limit} positions", self.name);
             return Err(Failure::new(message).hint("leave --ctx out to get as much as the text needs"));
         }
-        self.engine_of(context, &options.threads, &options.activations)
+        self.engine_of(context, &options.place, quiet)
     }
 
-    /// An engine on the CPU for one sequence of `context` positions, no more than the model was made for.
-    pub(crate) fn engine_of(
-        &self,
-        context: usize,
-        threads: &Threads,
-        activations: &ActivationsArg,
-    ) -> Result<Engine<Cpu>, Failure> {
-        self.check_cache(context)?;
-        let mut backend = cpu::Options::for_context(context);
-        backend.threads = threads.count();
-        backend.activations = activations.value();
-        Ok(Engine::new(Cpu::new(Arc::clone(&self.model), &backend)?))
+    /// An engine for one sequence of `context` positions, no more than the model was made for.
+    pub(crate) fn engine_of(&self, context: usize, place: &Place, quiet: bool) -> Result<Running, Failure> {
+        let request = Request {
+            context,
+            sequences: 1,
+            threads: place.threads.count(),
+            activations: place.activations(),
+            kernels: place.kernels(),
+        };
+        let note = |text: fmt::Arguments<'_>| {
+            if !quiet {
+                device::note(text);
+            }
+        };
+        let placed = request.place(&self.model, place.device(), note)?;
+        Ok(Running { engine: Engine::new(placed.backend), device: placed.device })
     }
 
     /// What to do about a text of `tokens` that does not fit the context.
@@ -124,27 +166,4 @@ impl Loaded {
             limit => format!("{} was made for at most {limit} positions: shorten the text", self.name),
         }
     }
-
-    /// Refuses a cache that this machine can never hold. Below that, pages are taken as positions are used.
-    fn check_cache(&self, context: usize) -> Result<(), Failure> {
-        let positions = context.next_multiple_of(BLOCK) as u64; // `usize` is at most 64 bits wide
-        // At most 2^24 positions of 2^38 bytes: see `Config`.
-        let bytes = positions * self.model.config.kv_bytes_per_position() as u64;
-        match memory() {
-            Some(memory) if bytes > memory => {
-                let (bytes, memory) = (DecimalBytes(bytes), DecimalBytes(memory));
-                let message =
-                    format!("a context of {context} positions takes {bytes}; this machine has {memory}");
-                Err(Failure::new(message).hint("try a smaller --ctx"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The machine's memory in bytes, where the system tells.
-fn memory() -> Option<u64> {
-    // SAFETY: `sysconf` only reads the two names' values.
-    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
 }

@@ -24,7 +24,11 @@ fn answers(outcome: Outcome) -> (Vec<String>, String) {
 /// A chat with pipes that stay open.
 fn spawn(args: &[&str]) -> Child {
     let mut command = command();
-    command.arg("chat").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(process::on_the_cpu([&["chat"], args].concat()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.spawn().expect("the binary was built")
 }
 

@@ -234,7 +234,7 @@ fn nothing_half_written() {
     let out = case.directory.file("logits");
     let names = case.directory.names();
     let script = format!(
-        "ulimit -f 64 && exec '{}' perplexity '{}' '{}' --ctx {CTX} --save-logits '{out}'",
+        "ulimit -f 64 && exec '{}' perplexity '{}' '{}' --device cpu --ctx {CTX} --save-logits '{out}'",
         env!("CARGO_BIN_EXE_tally"),
         case.model,
         case.text
@@ -312,7 +312,8 @@ fn a_closed_pipe() {
         let (reader, writer) = std::io::pipe().expect("pipes");
         drop(reader);
         let args = [&["perplexity", &case.model, &case.text, "--ctx", CTX], format].concat();
-        let output = command().args(args).stdout(writer).output().expect("the binary runs");
+        let output =
+            command().args(process::on_the_cpu(args)).stdout(writer).output().expect("the binary runs");
         process::Outcome::from(output).fails(141, "standard output was closed");
     }
 }

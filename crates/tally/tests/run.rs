@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 use models::{ENDLESS_SHIPPED, break_a_scale, tiny};
-use process::{Directory, Outcome, command, tally, tally_with};
+use process::{Directory, Outcome, command, on_the_cpu, tally, tally_with};
 use serde_json::Value;
 
 /// `tally run` with `args`.
@@ -236,7 +236,7 @@ fn weights_that_are_no_numbers() {
 fn a_closed_pipe_ends_the_text() {
     let args = [&["run", "--raw", "-p", "fn main"][..], &ENDLESS_SHIPPED].concat();
     let mut child = command()
-        .args(args)
+        .args(on_the_cpu(args))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -252,7 +252,7 @@ fn a_closed_pipe_ends_the_text() {
 fn ctrl_c_ends_the_text_and_prints_its_figures() {
     let args = [&["run", "--raw", "-p", "fn main"][..], &ENDLESS_SHIPPED].concat();
     let mut child = command()
-        .args(args)
+        .args(on_the_cpu(args))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -1,4 +1,4 @@
-//! `tally bench`: prompt and generation speed, beside what the machine's memory allows.
+//! `tally bench`: prompt and generation speed, beside what the memory bandwidth of the device allows.
 
 mod bandwidth;
 mod measure;
@@ -8,22 +8,22 @@ mod traffic;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use cpu::{Cpu, Options};
 use engine::Engine;
 use gguf::File;
-use model::Model;
+use model::{Backend, Model};
 use rayon::prelude::*;
 
-use crate::activations::ActivationsArg;
+use crate::device::{self, Facts, Placed, Request};
 use crate::failure::Failure;
+use crate::load::Place;
 use crate::machine::{self, Peak};
 use crate::progress::Progress;
-use crate::threads::Threads;
 use crate::{output, source};
 use bandwidth::Bandwidth;
 use measure::{Bench, Row, Test};
-use report::{MachineFacts, ModelFacts, Report};
+use report::{Hardware, Machine, ModelFacts, Report};
 use traffic::Traffic;
 
 const EXAMPLES: &str = "\
@@ -31,20 +31,24 @@ Examples:
   tally bench model.gguf
   tally bench model.gguf --prompt 512,2048 --generate 128 --depth 0,4096
   tally bench model.gguf --prompt 0 --repeat 20 --threads 1     generation alone, on one core
+  tally bench model.gguf --device cuda --batch 1,8,32,64        streams generated together
   tally bench model.gguf --json > today.json                    every sample
 
 What is measured:
-  prompt     tokens fed in chunks of 512, with the logits of the last one.
+  prompt     tokens fed in chunks (of 512 on the CPU, 2,048 on a GPU), with the logits of the last one.
   generate   tokens fed one at a time, with the logits of each; sampling is not timed.
-  depth      tokens in the cache before the first one that is timed.
-Tokens are random, of a fixed seed. The weights are read once before anything is timed, so that they lie in the page
-cache, and each row starts with a warm-up that does not count. Speeds are the median of the repeats.
+  batch      streams that are generated together, each with a cache of its own; tokens/s is of all together.
+  depth      tokens in each cache before the first one that is timed.
+Tokens are random, of a fixed seed. On the CPU the weights are read once before anything is timed, so that they lie in
+the page cache, and each row starts with a warm-up that does not count. Speeds are the median of the repeats.
 
   bytes/token    what a token must read: all dense weights, the experts that it uses, one row of the embedding, the
-                 head, and the keys and values of the positions before it (the mean over the tokens generated).
+                 head, and the keys and values of the positions before it (the mean over the tokens generated). In a
+                 batch weights are shared: experts count as often as evenly chosen ones would be met.
   GB/s           those bytes times the median speed.
-  of bandwidth   GB/s as a part of the machine's memory bandwidth, which is measured before each row and after the
-                 last: all threads read ordinary memory in order, 8 times the last-level cache; the best pass counts.
+  of bandwidth   GB/s as a part of the device's memory bandwidth, which is measured before each row and after the
+                 last; the best pass counts. On the CPU all threads read ordinary memory in order, 8 times the
+                 last-level cache; on a GPU a kernel reads 4 GiB.
 
 MODEL may be left out: the small one that ships is measured then, which fits into most caches.";
 
@@ -59,6 +63,10 @@ pub(crate) struct Args {
     /// Tokens to generate, one or more lengths; 0 for none.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "64")]
     generate: Vec<u32>,
+    /// Streams that generate together, one or more numbers.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1",
+          value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: Vec<u32>,
     /// Tokens in the cache beforehand, one or more depths.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0,1024")]
     depth: Vec<u32>,
@@ -66,9 +74,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
     #[command(flatten)]
-    threads: Threads,
-    #[command(flatten)]
-    activations: ActivationsArg,
+    place: Place,
     /// Print JSON, with every sample.
     #[arg(long, conflicts_with = "md")]
     json: bool,
@@ -84,27 +90,33 @@ impl Args {
         let file = source::open(self.model.as_deref())?;
         let model = Arc::new(Model::load(&file).map_err(|error| Failure::from(error).at(&name))?);
         plan.check(model.config.context)?;
-        let pool = self.threads.pool()?;
-        pool.install(|| touch(&file));
-        let options = Options {
+        let pool = self.place.threads().pool()?;
+        let request = Request {
+            context: plan.context(),
+            sequences: plan.streams(),
             threads: pool.current_num_threads(),
-            activations: self.activations.value(),
-            ..Options::for_context(plan.context())
+            activations: self.place.activations(),
+            kernels: self.place.kernels(),
         };
-        let cpu = Cpu::new(model.clone(), &options).map_err(Failure::from)?;
-        let machine = MachineFacts {
-            processor: machine::processor(),
-            cache: machine::last_level_cache(),
-            isa: cpu.isa().name(),
-            threads: cpu.threads(),
-            activations: options.activations.name(),
-        };
+        let start = Instant::now();
+        let Placed { backend, device, facts } = request.place(&model, self.place.device(), device::note)?;
+        if let Facts::Cpu { .. } = facts {
+            pool.install(|| touch(&file));
+        }
+        let load_seconds = start.elapsed().as_secs_f64();
         let (mut bandwidth, mut peak) = (Bandwidth::default(), Peak::default());
-        let mut measure_bandwidth = || {
-            let failed = |error| Failure::new(format!("cannot measure the memory bandwidth: {error}"));
-            peak.without(|| bandwidth.measure(&pool)).map_err(failed)
+        let on_gpu = match &facts {
+            Facts::Cuda(ready) => Some(cuda::ReadBandwidth::new(ready, self.place.kernels())?),
+            _ => None,
         };
-        let rows = plan.measure(cpu, &mut measure_bandwidth)?;
+        let mut measure_bandwidth = || match &on_gpu {
+            Some(gpu) => Ok(bandwidth.add(gpu.measure()?)),
+            None => {
+                let failed = |error| Failure::new(format!("cannot measure the memory bandwidth: {error}"));
+                peak.without(|| bandwidth.measure(&pool)).map_err(failed)
+            }
+        };
+        let rows = plan.measure(backend, &mut measure_bandwidth)?;
         measure_bandwidth()?;
         // Cut short or replaced in the meantime, perhaps: then the figures are of no one's model.
         file.check_unchanged()?;
@@ -117,7 +129,8 @@ impl Args {
                 parameters: file.tensors().iter().map(|tensor| tensor.len() as u64).sum(),
                 bytes: file.size(),
             },
-            machine,
+            machine: Machine { device, hardware: hardware(facts)?, activations: request.activations.name() },
+            load_seconds,
             traffic: Traffic::of(&model),
             bandwidth,
             rows,
@@ -134,7 +147,14 @@ impl Args {
         // A u32 fits: the crate runs on 64 bits, as the map of a model does.
         let lengths = |list: &[u32]| list.iter().map(|&n| n as usize).filter(|&n| n > 0).collect::<Vec<_>>();
         let prompts = lengths(&self.prompt).into_iter().map(Test::Prompt);
-        let tests: Vec<_> = prompts.chain(lengths(&self.generate).into_iter().map(Test::Generate)).collect();
+        let mut streams: Vec<_> = self.batch.iter().map(|&n| n as usize).collect();
+        // Ascending, as depths are: caches are filled for as many streams as a row needs.
+        streams.sort_unstable();
+        streams.dedup();
+        let generate = lengths(&self.generate).into_iter();
+        let generate = generate
+            .flat_map(|tokens| streams.iter().map(move |&streams| Test::Generate { tokens, streams }));
+        let tests: Vec<_> = prompts.chain(generate).collect();
         if tests.is_empty() {
             return Err(Failure::usage("nothing to measure: every --prompt and --generate is 0"));
         }
@@ -161,6 +181,11 @@ impl Plan {
         (self.depths.iter().copied().max().unwrap_or(0), tokens.unwrap_or(0))
     }
 
+    /// The most streams of a test.
+    fn streams(&self) -> usize {
+        self.tests.iter().map(|test| test.streams()).max().unwrap_or(1)
+    }
+
     /// Positions that are reached.
     fn context(&self) -> usize {
         let (depth, tokens) = self.longest();
@@ -180,15 +205,16 @@ impl Plan {
     /// Measures every row, with `between` before each.
     fn measure(
         &self,
-        cpu: Cpu,
+        backend: Box<dyn Backend>,
         between: &mut dyn FnMut() -> Result<(), Failure>,
     ) -> Result<Vec<Row>, Failure> {
-        let max_rows = model::Backend::max_rows(&cpu);
-        let work = |&test| Bench::<Cpu>::work(test, max_rows, self.repeats);
-        let total = self.longest().0 + self.depths.len() * self.tests.iter().map(work).sum::<usize>();
+        let max_rows = backend.max_rows();
+        let work = |&test| Bench::<Box<dyn Backend>>::work(test, max_rows, self.repeats);
+        let filling = self.longest().0 * self.streams();
+        let total = filling + self.depths.len() * self.tests.iter().map(work).sum::<usize>();
         let progress = Progress::steps("measuring", total as u64); // `usize` is at most 64 bits wide
         let computed = |tokens| progress.add(tokens as u64); // as above
-        let mut bench = Bench::new(Engine::new(cpu), &computed);
+        let mut bench = Bench::new(Engine::new(backend), self.streams(), &computed);
         let mut rows = Vec::new();
         for &depth in &self.depths {
             for &test in &self.tests {
@@ -198,6 +224,29 @@ impl Plan {
         }
         Ok(rows)
     }
+}
+
+/// What is measured on.
+fn hardware(facts: Facts) -> Result<Hardware, Failure> {
+    Ok(match facts {
+        Facts::Cuda(ready) => {
+            let used = ready.gpu.memory.saturating_sub(ready.free_memory()?);
+            let beyond_weights = used.saturating_sub(ready.plan.weights);
+            Hardware::Gpu {
+                gpu: ready.gpu.clone(),
+                nvrtc: ready.nvrtc.clone(),
+                plan: ready.plan,
+                beyond_weights,
+            }
+        }
+        Facts::Cpu { isa, threads } => Hardware::Cpu {
+            processor: machine::processor(),
+            cache: machine::last_level_cache(),
+            isa: isa.name(),
+            threads,
+        },
+        Facts::Oracle => unreachable!("`--device` does not name it"),
+    })
 }
 
 /// Reads one byte of every page of every tensor, so that no row waits for the disk.

@@ -6,8 +6,8 @@ mod lines;
 use std::path::PathBuf;
 
 use anstyle::Style;
-use cpu::Cpu;
 use engine::{ChatEncoder, Sampler, Session};
+use model::Backend;
 
 use crate::answer::{End, Limits, Responder};
 use crate::clock;
@@ -76,7 +76,7 @@ impl Args {
         };
         let params = self.sampling.params(&loaded)?;
         let sampler = Sampler::new(params).map_err(|error| Failure::new(error).at(&loaded.name))?;
-        let engine = loaded.engine(&self.engine, CONTEXT)?;
+        let engine = loaded.engine(&self.engine, CONTEXT, false)?.engine;
         let (tokenizer, limits) = (&loaded.tokenizer, &self.limits);
         let mut conversation = Conversation {
             loaded: &loaded,
@@ -95,7 +95,7 @@ struct Conversation<'a> {
     encoder: ChatEncoder<'a>,
     /// When it began, in seconds since 1970.
     now: i64,
-    responder: Responder<'a, Cpu>,
+    responder: Responder<'a, Box<dyn Backend>>,
     /// The system message, if there is one, then the user's and the assistant's in turn.
     messages: Vec<Message>,
     /// Of the last answer.

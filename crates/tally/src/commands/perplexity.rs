@@ -10,15 +10,14 @@ mod windows;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cpu::Cpu;
 use engine::{Engine, Specials};
 use gguf::Writer;
+use model::Backend;
 
-use crate::activations::ActivationsArg;
+use crate::device::Device;
 use crate::failure::Failure;
-use crate::load::Loaded;
+use crate::load::{Loaded, Place, Running};
 use crate::progress::Progress;
-use crate::threads::Threads;
 use crate::{input, model_file, output};
 use logits_file::Reference;
 use report::Report;
@@ -74,9 +73,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    threads: Threads,
-    #[command(flatten)]
-    activations: ActivationsArg,
+    place: Place,
 }
 
 impl Args {
@@ -90,14 +87,15 @@ impl Args {
             .as_deref()
             .map(|path| Reference::open(path, loaded.vocab_rows(), &windows))
             .transpose()?;
-        let points = self.score(&loaded, &windows, reference.as_ref())?;
+        let (points, device) = self.score(&loaded, &windows, reference.as_ref())?;
         // A file that was cut short or replaced in the meantime: then the figures are of nothing.
         loaded.check_unchanged()?;
         reference.as_ref().map_or(Ok(()), Reference::check_unchanged)?;
         let report = Report {
             model: &loaded.name,
             text: &self.text.display().to_string(),
-            activations: self.activations.value().name(),
+            activations: self.place.activations().name(),
+            device,
             windows: &windows,
             points: &points,
             reference: reference.as_ref().map(Reference::source),
@@ -137,14 +135,14 @@ impl Args {
         loaded: &Loaded,
         windows: &Windows,
         reference: Option<&Reference>,
-    ) -> Result<Vec<Point>, Failure> {
-        let engine = loaded.engine_of(windows.ctx(), &self.threads, &self.activations)?;
+    ) -> Result<(Vec<Point>, Device), Failure> {
+        let Running { engine, device } = loaded.engine_of(windows.ctx(), &self.place, false)?;
         let Some(path) = &self.save_logits else {
             let rows = windows.count() * windows.scored().len();
             let progress = Progress::steps("scoring", rows as u64); // `usize` is at most 64 bits wide
-            return self.run_engine(engine, windows, reference, None, &progress);
+            return Ok((self.run_engine(engine, windows, reference, None, &progress)?, device));
         };
-        let source = format!("{}, {}", loaded.name, self.activations.value().name());
+        let source = format!("{}, {}", loaded.name, self.place.activations().name());
         let (metadata, tensor) =
             (logits_file::metadata(source, windows), logits_file::tensor(loaded.vocab_rows(), windows));
         let mut points = Vec::new();
@@ -152,22 +150,22 @@ impl Args {
             points = self.run_engine(engine, windows, reference, Some(writer), progress)?;
             Ok(())
         })?;
-        Ok(points)
+        Ok((points, device))
     }
 
     /// Scores; `progress` counts the bytes that `writer` is given or, without one, rows.
     fn run_engine(
         &self,
-        mut engine: Engine<Cpu>,
+        mut engine: Engine<Box<dyn Backend>>,
         windows: &Windows,
         reference: Option<&Reference>,
         writer: Option<&Writer>,
         progress: &Progress,
     ) -> Result<Vec<Point>, Failure> {
-        let vocab = model::Backend::model(engine.backend()).config.vocab;
+        let vocab = engine.backend().model().config.vocab;
         let row = reference.map(|reference| |row| reference.row(row));
         let row = row.as_ref().map(|row| row as &(dyn Fn(usize) -> Vec<f32> + Sync));
-        score::score(&mut engine, &self.threads.pool()?, windows, row, |first, logits| {
+        score::score(&mut engine, &self.place.threads().pool()?, windows, row, |first, logits| {
             // `usize` is at most 64 bits wide.
             let Some(writer) = writer else {
                 progress.add((logits.len() / vocab) as u64);

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anstyle::Style;
-use cpu::Cpu;
 use engine::{ChatEncoder, ChatTemplate, Sampler, SamplerParams, Session};
+use model::Backend;
 use serde_json::json;
 use signal_hook::consts::SIGINT;
 
 use crate::answer::{Answer, End, Limits, Responder};
+use crate::device::Device;
 use crate::failure::Failure;
-use crate::load::{self, Loaded};
+use crate::load::{self, Loaded, Running};
 use crate::message::{Message, Role, conversation};
 use crate::sampling::Sampling;
 use crate::text_out::TextOut;
@@ -83,7 +84,8 @@ impl Args {
         let params = self.sampling.params(&loaded)?;
         let sampler = Sampler::new(params.clone()).map_err(|error| Failure::new(error).at(&loaded.name))?;
         let room = self.limits.max_tokens().unwrap_or(ROOM);
-        let engine = loaded.engine(&self.engine, CONTEXT.max(prompt.len().saturating_add(room)))?;
+        let wanted = CONTEXT.max(prompt.len().saturating_add(room));
+        let Running { engine, device } = loaded.engine(&self.engine, wanted, self.quiet)?;
         let context = engine.context();
         if prompt.len() > context {
             let message = format!("the prompt has {} tokens, the context {context} positions", prompt.len());
@@ -93,7 +95,7 @@ impl Args {
         let mut responder = Responder { tokenizer, engine, session: Session::default(), sampler, limits };
         let answer = self.answer(&mut responder, &prompt)?;
         if self.json {
-            output::json(&self.record(&loaded, &prompt, &params, &answer))?;
+            output::json(&self.record(&loaded, device, &prompt, &params, &answer))?;
         } else if !self.quiet {
             figures(&params, &answer);
         }
@@ -151,7 +153,11 @@ impl Args {
     }
 
     /// Answers, writing the text as it comes unless it is to be part of a JSON object.
-    fn answer(&self, responder: &mut Responder<'_, Cpu>, prompt: &[u32]) -> Result<Answer, Failure> {
+    fn answer(
+        &self,
+        responder: &mut Responder<'_, Box<dyn Backend>>,
+        prompt: &[u32],
+    ) -> Result<Answer, Failure> {
         if self.json {
             return responder.answer(prompt, |_| Ok(()));
         }
@@ -165,6 +171,7 @@ impl Args {
     fn record(
         &self,
         loaded: &Loaded,
+        device: Device,
         prompt: &[u32],
         params: &SamplerParams,
         answer: &Answer,
@@ -187,6 +194,7 @@ impl Args {
                 "frequency_penalty": decimal(params.frequency_penalty),
                 "seed": params.seed,
             },
+            "device": device.to_string(),
             "activations": self.engine.activations().name(),
             "figures": answer.figures.json(),
         })

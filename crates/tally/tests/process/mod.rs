@@ -1,7 +1,7 @@
 //! The binary as a process: what it prints, how it exits, and directories to run it in.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::ops::Deref;
@@ -74,11 +74,24 @@ pub(crate) fn tally<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Outco
 /// Runs the binary with `input` on standard input.
 pub(crate) fn tally_with<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, input: &[u8]) -> Outcome {
     let mut command = command();
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(on_the_cpu(args)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary was built");
     // A command that needs no input may be gone by now.
     let _ = child.stdin.take().expect("piped").write_all(input);
     child.wait_with_output().expect("the binary runs").into()
+}
+
+/// Arguments with `--device cpu` where a command computes and they do not say on what: what a test finds must not depend
+/// on the GPUs of the machine.
+pub(crate) fn on_the_cpu<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Vec<OsString> {
+    const COMPUTING: [&str; 4] = ["run", "chat", "bench", "perplexity"];
+    let mut args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+    if args.first().is_some_and(|name| COMPUTING.iter().any(|c| name == c))
+        && !args.iter().any(|arg| arg == "--device")
+    {
+        args.extend(["--device", "cpu"].map(OsString::from));
+    }
+    args
 }
 
 /// A directory that is removed with its contents at the end of a test.

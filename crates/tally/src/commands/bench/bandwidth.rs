@@ -30,7 +30,7 @@ const PASSES: usize = 8;
 #[derive(Default)]
 pub(super) struct Bandwidth {
     /// Bytes that a pass reads.
-    pub(super) bytes: usize,
+    pub(super) bytes: u64,
     /// Bytes a second of each pass.
     pub(super) passes: Vec<f64>,
 }
@@ -39,6 +39,12 @@ impl Bandwidth {
     /// The bound: bytes a second of the best pass.
     pub(super) fn bound(&self) -> f64 {
         self.passes.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// Adds passes that were measured elsewhere: the bytes that each reads, and the bytes a second of each.
+    pub(super) fn add(&mut self, (bytes, passes): (u64, Vec<f64>)) {
+        self.bytes = bytes;
+        self.passes.extend(passes);
     }
 
     /// Adds a few passes on all threads of `pool`; the memory is given back afterwards.
@@ -57,7 +63,7 @@ impl Bandwidth {
             let mut part = parts[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
             read_passes(&mut part, &barrier)
         });
-        self.bytes = part * threads;
+        self.bytes = (part * threads) as u64; // `usize` is at most 64 bits wide
         for pass in 1..=PASSES {
             let start = spans.iter().map(|thread| thread[pass].0).min();
             let end = spans.iter().map(|thread| thread[pass].1).max();

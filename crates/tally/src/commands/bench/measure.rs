@@ -19,15 +19,23 @@ const WARM_TOKENS: usize = 4;
 pub(super) enum Test {
     /// So many tokens, fed in chunks; the logits of the last one.
     Prompt(usize),
-    /// So many tokens, one after the other; the logits of each.
-    Generate(usize),
+    /// So many tokens of each stream, one of each stream a step; the logits of each.
+    Generate { tokens: usize, streams: usize },
 }
 
 impl Test {
-    /// Tokens of a repeat.
+    /// Tokens of a repeat, of each stream.
     pub(super) fn tokens(self) -> usize {
         match self {
-            Test::Prompt(tokens) | Test::Generate(tokens) => tokens,
+            Test::Prompt(tokens) | Test::Generate { tokens, .. } => tokens,
+        }
+    }
+
+    /// Sequences that are computed together.
+    pub(super) fn streams(self) -> usize {
+        match self {
+            Test::Prompt(_) => 1,
+            Test::Generate { streams, .. } => streams,
         }
     }
 
@@ -35,7 +43,7 @@ impl Test {
     pub(super) fn name(self) -> &'static str {
         match self {
             Test::Prompt(_) => "prompt",
-            Test::Generate(_) => "generate",
+            Test::Generate { .. } => "generate",
         }
     }
 }
@@ -50,91 +58,104 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Tokens a second of each repeat.
+    /// Tokens a second of each repeat, of all streams together.
     pub(super) fn speeds(&self) -> Vec<f64> {
-        self.seconds.iter().map(|seconds| self.test.tokens() as f64 / seconds).collect()
+        let tokens = (self.test.tokens() * self.test.streams()) as f64;
+        self.seconds.iter().map(|seconds| tokens / seconds).collect()
     }
 }
 
 /// A model under measurement.
 pub(super) struct Bench<'a, B> {
     engine: Engine<B>,
-    session: Session,
-    /// The tokens of every position that is reached.
+    /// One for each stream.
+    sessions: Vec<Session>,
+    /// The tokens of every position that is reached; every stream starts at another place.
     tokens: Vec<u32>,
     /// Is told tokens that were computed; never while the clock runs, but for the chunks of a prompt.
     progress: &'a dyn Fn(usize),
 }
 
 impl<'a, B: Backend> Bench<'a, B> {
-    pub(super) fn new(engine: Engine<B>, progress: &'a dyn Fn(usize)) -> Bench<'a, B> {
+    /// `streams` is the most that a test has.
+    pub(super) fn new(engine: Engine<B>, streams: usize, progress: &'a dyn Fn(usize)) -> Bench<'a, B> {
         let vocab = engine.backend().model().config.vocab as u64;
         // The remainder is below the vocabulary's size, which is a u32's.
         let token = |position| (bits_at(SEED, position) % vocab) as u32;
-        let tokens = (0..engine.context() as u64).map(token).collect();
-        Bench { engine, session: Session::default(), tokens, progress }
+        let tokens = (0..(engine.context() + streams) as u64).map(token).collect();
+        let sessions = (0..streams).map(|_| Session::default()).collect();
+        Bench { engine, sessions, tokens, progress }
     }
 
-    /// Cuts the cache back, or fills it, to `depth` tokens.
-    pub(super) fn set_depth(&mut self, depth: usize) -> Result<(), EngineError> {
-        self.engine.truncate(&mut self.session, depth);
-        self.feed(depth - self.session.tokens().len())
+    /// Cuts the caches of the first `streams` back, or fills them, to `depth` tokens.
+    pub(super) fn set_depth(&mut self, depth: usize, streams: usize) -> Result<(), EngineError> {
+        for stream in 0..streams {
+            self.engine.truncate(&mut self.sessions[stream], depth);
+            self.feed(stream, depth - self.sessions[stream].tokens().len())?;
+        }
+        Ok(())
     }
 
     /// Measures `test` on top of `depth` tokens, `repeats` times after a warm-up.
     pub(super) fn measure(&mut self, test: Test, depth: usize, repeats: usize) -> Result<Row, EngineError> {
-        self.set_depth(depth)?;
+        let streams = test.streams();
+        self.set_depth(depth, streams)?;
         self.warm_up(test)?;
         let mut seconds = Vec::new();
         for _ in 0..repeats {
             // Truncating drops keys and values of the last repeat; what it fed lies at or above the depth.
-            self.engine.truncate(&mut self.session, depth);
+            self.set_depth(depth, streams)?;
             let start = Instant::now();
             match test {
-                Test::Prompt(tokens) => self.feed(tokens)?,
-                Test::Generate(tokens) => self.generate(tokens)?,
+                Test::Prompt(tokens) => self.feed(0, tokens)?,
+                Test::Generate { tokens, streams } => self.generate(tokens, streams)?,
             }
+            // A backend may run behind its host: the last logits are there when everything is done.
+            self.engine.logits()?;
             seconds.push(start.elapsed().as_secs_f64());
-            if let Test::Generate(tokens) = test {
-                (self.progress)(tokens);
+            if let Test::Generate { tokens, streams } = test {
+                (self.progress)(tokens * streams);
             }
         }
-        self.engine.truncate(&mut self.session, depth);
+        self.set_depth(depth, streams)?;
         Ok(Row { test, depth, seconds })
     }
 
     /// Brings buffers to their size and code and weights into caches: one chunk, or a few tokens.
     fn warm_up(&mut self, test: Test) -> Result<(), EngineError> {
         match test {
-            Test::Prompt(tokens) => self.feed(tokens.min(self.engine.backend().max_rows())),
-            Test::Generate(tokens) => self.generate(tokens.min(WARM_TOKENS)),
+            Test::Prompt(tokens) => self.feed(0, tokens.min(self.engine.backend().max_rows()))?,
+            Test::Generate { tokens, streams } => self.generate(tokens.min(WARM_TOKENS), streams)?,
         }
+        self.engine.logits()?;
+        Ok(())
     }
 
-    /// Tokens that are computed for a row, besides those that fill the cache.
+    /// Tokens that are computed for a row, besides those that fill the caches.
     pub(super) fn work(test: Test, max_rows: usize, repeats: usize) -> usize {
         let warm_up = if let Test::Prompt(tokens) = test { tokens.min(max_rows) } else { 0 };
-        warm_up + repeats * test.tokens()
+        warm_up + repeats * test.tokens() * test.streams()
     }
 
-    fn feed(&mut self, tokens: usize) -> Result<(), EngineError> {
-        let from = self.session.tokens().len();
+    fn feed(&mut self, stream: usize, tokens: usize) -> Result<(), EngineError> {
+        let session = &mut self.sessions[stream];
+        let from = stream + session.tokens().len();
         let mut reported = 0;
         let progress = |done| {
             (self.progress)(done - std::mem::replace(&mut reported, done));
             ControlFlow::Continue(())
         };
-        let flow = self.engine.feed(&mut self.session, &self.tokens[from..from + tokens], progress)?;
+        let flow = self.engine.feed(session, &self.tokens[from..from + tokens], progress)?;
         debug_assert!(flow.is_continue());
         Ok(())
     }
 
-    fn generate(&mut self, tokens: usize) -> Result<(), EngineError> {
-        let from = self.session.tokens().len();
-        for token in from..from + tokens {
-            let one = &self.tokens[token..=token];
-            // One token is one chunk: nothing to report, nothing to break off.
-            let _ = self.engine.feed(&mut self.session, one, |_| ControlFlow::Continue(()))?;
+    fn generate(&mut self, tokens: usize, streams: usize) -> Result<(), EngineError> {
+        for _ in 0..tokens {
+            let sessions = &mut self.sessions[..streams];
+            let next = |(stream, session): (usize, &Session)| self.tokens[stream + session.tokens().len()];
+            let tokens: Vec<u32> = sessions.iter().enumerate().map(next).collect();
+            self.engine.feed_each(sessions, &tokens)?;
         }
         Ok(())
     }

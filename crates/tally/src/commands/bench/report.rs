@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::bandwidth::Bandwidth;
 use super::measure::{Row, SEED, Test};
 use super::traffic::Traffic;
+use crate::device::Device;
 use crate::failure::Failure;
 use crate::output;
 use crate::table::{Align, Table};
@@ -15,7 +16,9 @@ use crate::table::{Align, Table};
 /// Everything that was found out.
 pub(super) struct Report {
     pub(super) model: ModelFacts,
-    pub(super) machine: MachineFacts,
+    pub(super) machine: Machine,
+    /// From the model's file to a device that can start, all weights read.
+    pub(super) load_seconds: f64,
     pub(super) bandwidth: Bandwidth,
     pub(super) traffic: Traffic,
     pub(super) rows: Vec<Row>,
@@ -35,13 +38,58 @@ pub(super) struct ModelFacts {
 }
 
 /// Where and how it was run.
-pub(super) struct MachineFacts {
-    pub(super) processor: Option<String>,
-    /// Bytes of the last-level caches.
-    pub(super) cache: Option<usize>,
-    pub(super) isa: &'static str,
-    pub(super) threads: usize,
+pub(super) struct Machine {
+    pub(super) device: Device,
+    pub(super) hardware: Hardware,
     pub(super) activations: &'static str,
+}
+
+/// What a device is.
+pub(super) enum Hardware {
+    Cpu {
+        processor: Option<String>,
+        /// Bytes of the last-level caches.
+        cache: Option<usize>,
+        isa: &'static str,
+        threads: usize,
+    },
+    Gpu {
+        gpu: cuda::Gpu,
+        nvrtc: String,
+        plan: cuda::Plan,
+        /// Bytes in use on the GPU that are not weights: caches, buffers, the driver's own.
+        beyond_weights: u64,
+    },
+}
+
+impl Hardware {
+    /// In words.
+    fn describe(&self) -> String {
+        match self {
+            Hardware::Cpu { processor, isa, threads, .. } => {
+                let processor = processor.as_deref().unwrap_or(std::env::consts::ARCH);
+                format!("{processor}, {isa}, {threads} thread{}", if *threads == 1 { "" } else { "s" })
+            }
+            Hardware::Gpu { gpu, nvrtc, .. } => {
+                let driver = format!("{}.{}", gpu.driver / 1000, gpu.driver % 1000 / 10);
+                format!("{}, sm_{}, driver for CUDA {driver}, NVRTC {nvrtc}", gpu.name, gpu.arch)
+            }
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Hardware::Cpu { processor, cache, isa, threads } => {
+                json!({ "processor": processor, "cache_bytes": cache, "isa": isa, "threads": threads })
+            }
+            Hardware::Gpu { gpu, nvrtc, plan, beyond_weights } => json!({
+                "gpu": gpu.name, "arch": gpu.arch, "processors": gpu.processors, "driver": gpu.driver, "nvrtc": nvrtc,
+                "kernel_hash": cuda::source_hash(), "memory_bytes": gpu.memory,
+                "weight_bytes": plan.weights, "kv_bytes": plan.kv, "workspace_bytes": plan.workspace,
+                "bytes_beyond_weights": beyond_weights,
+            }),
+        }
+    }
 }
 
 /// Median and range of some samples.
@@ -67,14 +115,14 @@ struct Bound {
     bytes: f64,
     /// Bytes a second, at the median speed.
     rate: f64,
-    /// Of the machine's bandwidth.
+    /// Of the device's bandwidth.
     fraction: f64,
 }
 
 impl Report {
     fn bound(&self, row: &Row) -> Option<Bound> {
-        let Test::Generate(tokens) = row.test else { return None };
-        let bytes = self.traffic.per_token(row.depth, tokens);
+        let Test::Generate { tokens, streams } = row.test else { return None };
+        let bytes = self.traffic.per_token(row.depth, tokens, streams);
         let rate = bytes * Spread::of(&row.speeds()).median;
         Some(Bound { bytes, rate, fraction: rate / self.bandwidth.bound() })
     }
@@ -82,7 +130,8 @@ impl Report {
     /// Whether a token's bytes fit into the last-level cache, where memory does not bound anything.
     fn cached(&self) -> bool {
         // A few megabytes more or less do not matter.
-        self.machine.cache.is_some_and(|cache| self.traffic.per_token(0, 1) < cache as f64)
+        let Hardware::Cpu { cache: Some(cache), .. } = self.machine.hardware else { return false };
+        self.traffic.per_token(0, 1, 1) < cache as f64
     }
 
     fn table(&self) -> Table {
@@ -90,6 +139,7 @@ impl Report {
             ("test", Align::Left),
             ("tokens", Align::Right),
             ("depth", Align::Right),
+            ("batch", Align::Right),
             ("tokens/s", Align::Right),
             ("min..max", Align::Right),
             ("bytes/token", Align::Right),
@@ -110,6 +160,7 @@ impl Report {
                 row.test.name().to_owned(),
                 row.test.tokens().to_string(),
                 row.depth.to_string(),
+                row.test.streams().to_string(),
                 speed(median),
                 format!("{}..{}", speed(min), speed(max)),
                 bytes,
@@ -134,12 +185,10 @@ impl Report {
             model.layers,
             DecimalBytes(model.bytes)
         );
-        let processor = machine.processor.as_deref().unwrap_or(std::env::consts::ARCH);
-        let threads = machine.threads;
-        let of_machine = format!(
-            "{processor}, {}, {threads} thread{}, activations {}",
-            machine.isa,
-            if threads == 1 { "" } else { "s" },
+        let of_device = format!(
+            "{}: {}, activations {}",
+            machine.device,
+            machine.hardware.describe(),
             machine.activations
         );
         let passes = Spread::of(&self.bandwidth.passes);
@@ -147,12 +196,22 @@ impl Report {
             "{:.1} GB/s: the best of {} passes over {} ({:.1}..{:.1}, median {:.1})",
             self.bandwidth.bound() / 1e9,
             self.bandwidth.passes.len(),
-            DecimalBytes(self.bandwidth.bytes as u64), // `usize` is at most 64 bits wide
+            DecimalBytes(self.bandwidth.bytes),
             passes.min / 1e9,
             passes.max / 1e9,
             passes.median / 1e9
         );
-        let mut facts = vec![("model", of_model), ("machine", of_machine), ("bandwidth", of_bandwidth)];
+        let of_load = format!("{:.2} s from the file to a device that is ready", self.load_seconds);
+        let mut facts =
+            vec![("model", of_model), ("device", of_device), ("load", of_load), ("bandwidth", of_bandwidth)];
+        if let Hardware::Gpu { plan, beyond_weights, .. } = &machine.hardware {
+            let (weights, beyond) = (DecimalBytes(plan.weights), DecimalBytes(*beyond_weights));
+            let (kv, workspace) = (DecimalBytes(plan.kv), DecimalBytes(plan.workspace));
+            let of_memory = format!(
+                "weights {weights}, beyond them {beyond} (KV {kv}, buffers {workspace}, the rest the driver's)"
+            );
+            facts.push(("GPU memory", of_memory));
+        }
         if let Some(peak) = self.peak {
             facts.push(("peak memory", format!("{} resident, mapped weights included", DecimalBytes(peak))));
         }
@@ -197,7 +256,7 @@ impl Report {
                 json!({ "bytes_per_token": bytes, "bytes_per_second": rate, "fraction": fraction })
             });
             json!({
-                "test": row.test.name(), "tokens": row.test.tokens(), "depth": row.depth,
+                "test": row.test.name(), "tokens": row.test.tokens(), "depth": row.depth, "batch": row.test.streams(),
                 "seconds": row.seconds, "tokens_per_second": spread(&row.speeds()), "bandwidth": bound,
             })
         };
@@ -205,13 +264,12 @@ impl Report {
         json!({
             "model": {
                 "name": model.name, "arch": model.arch, "layers": model.layers, "parameters": model.parameters,
-                "bytes": model.bytes, "weight_bytes_per_token": self.traffic.weights,
+                "bytes": model.bytes, "weight_bytes_per_token": self.traffic.weights(1),
                 "kv_bytes_per_position": self.traffic.position,
             },
-            "machine": {
-                "processor": machine.processor, "cache_bytes": machine.cache, "isa": machine.isa,
-                "threads": machine.threads,
-            },
+            "device": machine.device.to_string(),
+            "machine": machine.hardware.json(),
+            "load_seconds": self.load_seconds,
             "activations": machine.activations,
             "seed": SEED,
             "bandwidth": {
@@ -260,25 +318,26 @@ mod tests {
     fn a_row_beside_the_bound() {
         let report = Report {
             model: ModelFacts { name: "m".into(), arch: "qwen3", layers: 1, parameters: 1, bytes: 1 },
-            machine: MachineFacts {
-                processor: None,
-                cache: None,
-                isa: "scalar",
-                threads: 1,
+            machine: Machine {
+                device: Device::Cpu,
+                hardware: Hardware::Cpu { processor: None, cache: None, isa: "scalar", threads: 1 },
                 activations: "a16",
             },
+            load_seconds: 1.0,
             bandwidth: Bandwidth { bytes: 1, passes: vec![10e9, 40e9, 20e9] },
-            traffic: Traffic { weights: 990_000_000, position: 10_000_000 },
+            traffic: Traffic::dense(990_000_000, 10_000_000),
             rows: Vec::new(),
             peak: None,
         };
         let check = |test, want: Option<[f64; 3]>| {
-            // Medians of 20 and 100 tokens a second.
+            // A median of 10 steps a second.
             let seconds = vec![0.5, 0.1, 0.05];
             let bound = report.bound(&Row { test, depth: 0, seconds });
             assert_eq!(bound.map(|b| [b.bytes, b.rate, b.fraction]), want, "{test:?}");
         };
-        check(Test::Generate(1), Some([1e9, 1e10, 0.25]));
+        check(Test::Generate { tokens: 1, streams: 1 }, Some([1e9, 1e10, 0.25]));
+        // Weights are read once for both.
+        check(Test::Generate { tokens: 1, streams: 2 }, Some([0.505e9, 1.01e10, 0.2525]));
         check(Test::Prompt(1), None);
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::score::{Point, Versus};
 use super::statistics::{Mean, quantile};
 use super::windows::Windows;
+use crate::device::Device;
 use crate::failure::Failure;
 use crate::output;
 
@@ -15,6 +16,7 @@ pub(super) struct Report<'a> {
     pub(super) model: &'a str,
     pub(super) text: &'a str,
     pub(super) activations: &'static str,
+    pub(super) device: Device,
     pub(super) windows: &'a Windows,
     /// Of each scored token, in the order of the text.
     pub(super) points: &'a [Point],
@@ -123,6 +125,7 @@ impl Report<'_> {
         });
         json!({
             "model": self.model, "text": self.text, "activations": self.activations,
+            "device": self.device.to_string(),
             "ctx": self.windows.ctx(), "windows": self.windows.count(), "tokens_scored": scored,
             "perplexity": mean(nll.exp()), "nll": mean(nll), "against": against, "seconds": self.seconds,
         })
