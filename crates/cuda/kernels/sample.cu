@@ -81,21 +81,23 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_histogram(Sam
         const f32 z = binning.z(logit);
         if (!(z > NO_WEIGHT)) return;
         const u32 b = binning.bin(z);
-        const u64 w = weight_of(z);
-        atomicAdd(&count[b], 1u);
-        atomicAdd(&high[b], (u32)(w >> 16));
-        atomicAdd(&low[b], (u32)w & 0xffff);
+        if (choice.top_k > 0) atomicAdd(&count[b], 1u);
+        if (choice.top_p < 1.0f) {
+            const u64 w = weight_of(z);
+            atomicAdd(&high[b], (u32)(w >> 16));
+            atomicAdd(&low[b], (u32)w & 0xffff);
+        }
     });
     __syncthreads();
     for (u32 b = threadIdx.x; b < BINS; b += SLICE_THREADS) {
-        if (count[b] == 0) continue;
-        atomicAdd(&s.count[(u64)row * BINS + b], count[b]);
-        atomicAdd(&s.weight[(u64)row * BINS + b], ((u64)high[b] << 16) + low[b]);
+        const u64 weight = ((u64)high[b] << 16) + low[b];
+        if (count[b] > 0) atomicAdd(&s.count[(u64)row * BINS + b], count[b]);
+        if (weight > 0) atomicAdd(&s.weight[(u64)row * BINS + b], weight);
     }
 }
 
-// Top-k needs the tokens of its border's bin, and top-p those of a bin that is known once top-k's border is: all bins
-// up to there are listed. Top-p alone needs one bin.
+// Which bins hold a border: top-k's is known. Top-p asks for a part of the weight that top-k keeps, which is known but
+// for the tokens of one bin: its border lies in one of few bins, mostly in one. Top-p alone: in one.
 extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_collect(Sampling s) {
     __shared__ Scratch scratch;
     __shared__ u32 found_here, at;
@@ -107,10 +109,14 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_collect(Sampl
     const Found found = s.found[row];
     if (!ranks(choice, found)) return;
     const Histogram<SLICE_THREADS> histogram(s, row, scratch);
-    u32 first, last;
+    u32 k = BINS, first = BINS, last = 0;
     if (histogram.limits(choice)) {
-        first = 0;
-        last = histogram.by_count(choice.top_k, scratch).at;
+        k = histogram.by_count(choice.top_k, scratch).at;
+        if (choice.top_p < 1.0f) {
+            const Share share = histogram.weight_of_bin(k, scratch);
+            first = histogram.by_weight(max(part(choice.top_p, share.before), 1ull), scratch).at;
+            last = histogram.by_weight(part(choice.top_p, share.before + share.own), scratch).at;
+        }
     } else if (choice.top_p < 1.0f) {
         first = last = histogram.by_weight(part(choice.top_p, histogram.weights), scratch).at;
     } else {
@@ -122,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_collect(Sampl
     each_of_slice(s.logits + (u64)row * VOCAB, [&](u32 id, f32 logit) {
         const f32 z = binning.z(logit);
         const u32 b = binning.bin(z);
-        if (z > NO_WEIGHT && first <= b && b <= last) {
+        if (z > NO_WEIGHT && (b == k || (first <= b && b <= last))) {
             // Written so that every index is known when this is unrolled.
 #pragma unroll
             for (u32 i = 0; i < SLICE / SLICE_THREADS; i++)
@@ -151,7 +157,22 @@ struct Source {
         if (listed <= LISTED) {
             for (u32 i = threadIdx.x; i < listed; i += ROW_THREADS) f(s.list[(u64)row * LISTED + i]);
         } else {
-            for (u32 id = threadIdx.x; id < VOCAB; id += ROW_THREADS) f(rank_of(s.logits[(u64)row * VOCAB + id], id));
+            // Several loads on their way at a time: one block reads the row alone.
+            constexpr u32 AHEAD = 8;
+            const f32* logits = s.logits + (u64)row * VOCAB;
+            for (u32 first = threadIdx.x; first < VOCAB; first += AHEAD * ROW_THREADS) {
+                f32 v[AHEAD];
+#pragma unroll
+                for (u32 i = 0; i < AHEAD; i++) {
+                    const u32 id = first + i * ROW_THREADS;
+                    if (id < VOCAB) v[i] = logits[id];
+                }
+#pragma unroll
+                for (u32 i = 0; i < AHEAD; i++) {
+                    const u32 id = first + i * ROW_THREADS;
+                    if (id < VOCAB) f(rank_of(v[i], id));
+                }
+            }
         }
     }
 };
@@ -246,10 +267,11 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_threshold(Sampl
         threshold = select<false>(source, binning, k.at, 0, choice.top_k - k.before, descent, scratch);
         u64 kept = 0;
         source.each([&](u64 rank) {
-            if (rank >= threshold) kept += weight_of(binning.z(rank_logit(rank)));
+            const f32 z = binning.z(rank_logit(rank));
+            if (rank >= threshold && binning.bin(z) == k.at) kept += weight_of(z);
         });
-        // All that rank as high are listed, the bins before the border's with it.
-        total = block_sum<ROW_THREADS>(kept, scratch);
+        const u64 before = histogram.weight_of_bin(k.at, scratch).before;
+        total = before + block_sum<ROW_THREADS>(kept, scratch);
     }
     if (choice.top_p < 1.0f) {
         const u64 needed = part(choice.top_p, total);
@@ -313,7 +335,6 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_draw(Sampling s
     if (draws(choice, found)) token = draw_token(s, row, choice, found, scratch);
     if (threadIdx.x > 0) return;
 
-    s.token[row] = token;
     Drawn* drawn = &s.ring[(u64)(choice.number % RING) * s.rows + row];
     drawn->nan = found.nan;
     drawn->infinite = found.infinite;

@@ -23,7 +23,7 @@ struct Found {
     u32 nan;
     u32 infinite;
     u32 first;      // lowest id of a logit that is not finite; ~0 at first
-    u32 listed;     // tokens in bins that hold a border
+    u32 listed;     // tokens in bins that hold or may hold a border
     u32 unused;
 };
 
@@ -45,8 +45,8 @@ constexpr u32 SLICES = (VOCAB + SLICE - 1) / SLICE;
 constexpr u32 ROW_THREADS = 1024;
 static_assert(SLICES <= ROW_THREADS, "a row's slices are summed by one thread each");
 // Bins of the first histogram.
-constexpr u32 BINS = 2048;
-// Tokens that the list of a row holds; if more share its bins, the logits are read again.
+constexpr u32 BINS = 1024;
+// Tokens that the list of a row holds; if more share the bins of a border, all logits are read instead.
 constexpr u32 LISTED = 8192;
 // Draws that the host may be behind.
 constexpr u32 RING = 8;
@@ -60,7 +60,6 @@ struct Sampling {
     u64* weight;        // [R][BINS], zeros between draws
     u64* list;          // [R][LISTED]: ranks
     u64* sums;          // [R][SLICES]: weights kept in a slice
-    u32* token;         // [R]
     Drawn* ring;        // [RING][rows], host memory
     u32 rows;           // of the ring
 };

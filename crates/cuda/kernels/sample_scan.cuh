@@ -63,7 +63,12 @@ __device__ __forceinline__ Crossing cross(const V (&values)[PER], u64 before, u6
     return found;
 }
 
-// A row's histogram over the bins, shared by a block's threads.
+// Of a bin: what comes before it, and its own.
+struct Share {
+    u64 before, own;
+};
+
+// A row's histogram over the bins, shared by a block's threads. Tokens are counted for top-k, weights for top-p.
 template <u32 THREADS> struct Histogram {
     static constexpr u32 PER = BINS / THREADS;
     u32 count[PER];
@@ -81,6 +86,19 @@ template <u32 THREADS> struct Histogram {
         }
         counts_before = block_prefix<THREADS>(own_counts, counts, scratch);
         weights_before = block_prefix<THREADS>(own_weights, weights, scratch);
+    }
+    // The weight before and in a bin.
+    __device__ __forceinline__ Share weight_of_bin(u32 bin, Scratch& scratch) const {
+        u64 before = weights_before;
+#pragma unroll
+        for (u32 i = 0; i < PER; i++) {
+            if (threadIdx.x * PER + i == bin) scratch.before = before, scratch.warp[0] = weight[i];
+            before += weight[i];
+        }
+        __syncthreads();
+        const Share share = {scratch.before, scratch.warp[0]};
+        __syncthreads();
+        return share;
     }
     // Whether top-k drops any of the tokens that are counted.
     __device__ __forceinline__ bool limits(const Choice& choice) const { return choice.top_k > 0 && choice.top_k < counts; }

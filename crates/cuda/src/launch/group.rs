@@ -80,6 +80,33 @@ impl Groups {
     }
 }
 
+/// What `group` has written, on the host.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct Grouped {
+    pub(crate) pairs: Vec<u32>,
+    pub(crate) starts: Vec<u32>,
+    pub(crate) tiles: Vec<[u32; 3]>,
+}
+
+#[cfg(test)]
+impl Groups {
+    /// Of a step of `pairs` pairs.
+    pub(crate) fn read(&self, pairs: usize) -> Result<Grouped, Error> {
+        let values = |memory: &Memory<u32>, len: usize| -> Result<Vec<u32>, Error> {
+            let mut values = vec![0; len];
+            memory.read(0, &mut values)?;
+            Ok(values)
+        };
+        let tiles = values(&self.tile_count, 1)?[0] as usize;
+        Ok(Grouped {
+            pairs: values(&self.pairs, pairs)?,
+            starts: values(&self.starts, self.starts.len())?,
+            tiles: values(&self.tiles, 3 * tiles)?.as_chunks().0.to_vec(),
+        })
+    }
+}
+
 impl Cuda {
     /// Sorts the pairs of the step's `Experts` into the buffer `groups`, in tiles of at most `columns` pairs.
     pub(crate) fn group(&self, columns: usize) -> Result<(), Error> {

@@ -24,7 +24,7 @@ const NAMES: [&str; 6] =
 const SLICE_THREADS: u32 = 512;
 const SLICE: usize = 8 * SLICE_THREADS as usize;
 const ROW_THREADS: u32 = 1024;
-const BINS: usize = 2048;
+const BINS: usize = 1024;
 const LISTED: usize = 8192;
 const NO_TOKEN: u32 = u32::MAX;
 /// Draws that may be asked for and not yet collected.
@@ -102,7 +102,6 @@ struct SamplingArg {
     weight: Ptr,
     list: Ptr,
     sums: Ptr,
-    token: Ptr,
     ring: Ptr,
     rows: u32,
 }
@@ -160,7 +159,6 @@ pub(crate) struct Sampling {
     weight: Memory<u64>,
     list: Memory<u64>,
     sums: Memory<u64>,
-    token: Memory<u32>,
     ring: Pinned<DrawnArg>,
     rows: usize,
     extent: Extent,
@@ -187,7 +185,6 @@ impl Sampling {
             weight: device.alloc(rows * BINS)?,
             list: device.alloc(rows * LISTED)?,
             sums: device.alloc(rows * vocab.div_ceil(SLICE))?,
-            token: device.alloc(rows)?,
             ring: Pinned::new(device, RING as usize * rows)?,
             rows: 0,
             extent: Extent::Greedy,
@@ -198,7 +195,7 @@ impl Sampling {
 
     /// Bytes of device memory that `new` takes.
     pub(crate) fn bytes(vocab: usize, rows: usize) -> usize {
-        let row = size_of::<ChoiceArg>() + size_of::<FoundArg>() + 12 * BINS + 8 * LISTED + 4;
+        let row = size_of::<ChoiceArg>() + size_of::<FoundArg>() + 12 * BINS + 8 * LISTED;
         rows * (row + 8 * vocab.div_ceil(SLICE))
     }
 
@@ -262,11 +259,6 @@ impl Sampling {
         assert!(self.asked.wrapping_sub(self.collected) <= RING, "draws are overwritten before they are collected");
     }
 
-    /// The tokens last drawn, on the device, `[R]`; `u32::MAX` where logits were not finite.
-    pub(crate) fn tokens(&self) -> Ptr {
-        self.token.ptr()
-    }
-
     /// The oldest draw not yet collected, waiting for it if need be.
     ///
     /// # Panics
@@ -321,7 +313,6 @@ impl Sampling {
             weight: self.weight.ptr(),
             list: self.list.ptr(),
             sums: self.sums.ptr(),
-            token: self.token.ptr(),
             ring: self.ring.ptr(),
             rows: size(self.capacity),
         }

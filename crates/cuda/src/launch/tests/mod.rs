@@ -1,0 +1,64 @@
+//! The kernels between the products, each alone against its twin on the CPU: `just gpu-test`.
+
+mod sample;
+mod small;
+
+use std::sync::Arc;
+
+use gguf::Dtype;
+use model::{Config, Ffn, Model, Moe, Spec};
+use quant::fixed::Activations;
+use synth::Shape;
+
+use crate::{Cuda, Options};
+
+/// What a test says when there is no GPU.
+const NEEDS: &str = "this test needs a GPU (just gpu-test)";
+
+/// One layer of these dimensions, `experts` of 0 for a dense one.
+fn shape(hidden: usize, vocab: usize, experts: usize, used: usize) -> Shape {
+    let base = Shape::named(if experts == 0 { "tiny-dense" } else { "tiny-moe" }).expect("a named shape");
+    let ffn = match experts {
+        0 => Ffn::Dense { width: 96 },
+        _ => Ffn::Moe(Moe { experts, used, width: 32, renormalise: true, scale: 1.5 }),
+    };
+    let config = Config { layers: 1, hidden, heads: 2, kv_heads: 1, head_dim: 32, vocab, ffn, ..base.config };
+    Shape { config, tied: true }
+}
+
+/// Floats but for the embedding.
+fn model(shape: &Shape, embedding: Dtype) -> Arc<Model> {
+    let dtype = |s: &Spec| if s.name.starts_with("token_embd") { embedding } else { Dtype::F32 };
+    Arc::new(synth::model(shape, 5, dtype))
+}
+
+fn cuda(model: &Arc<Model>, activations: Activations, max_rows: usize) -> Cuda {
+    let options = Options { activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
+    Cuda::new(model.clone(), &options, &mut |_, _| ()).unwrap_or_else(|error| panic!("{NEEDS}: {error}"))
+}
+
+/// Random 64 bits, a hash of their place (splitmix64, Steele et al., OOPSLA 2014).
+fn random(seed: u64, i: usize) -> u64 {
+    let mut z = (seed << 40).wrapping_add(i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// About normal, mean 0, deviation 1: twelve uniform numbers.
+fn normal(seed: u64, i: usize) -> f32 {
+    let sum: f32 = (0..12).map(|j| (random(seed, i * 12 + j) >> 40) as f32 / (1u32 << 24) as f32).sum();
+    sum - 6.0
+}
+
+/// Bits, every NaN taken as one.
+fn bits(v: f32) -> u32 {
+    if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() }
+}
+
+fn same(what: &str, want: &[f32], got: &[f32]) {
+    assert_eq!(want.len(), got.len(), "{what}: lengths");
+    if let Some(i) = (0..want.len()).find(|&i| bits(want[i]) != bits(got[i])) {
+        panic!("{what}: [{i}] is {} ({:08x}), not {} ({:08x})", got[i], bits(got[i]), want[i], bits(want[i]));
+    }
+}
