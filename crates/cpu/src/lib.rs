@@ -10,6 +10,7 @@ mod isa;
 mod kernels;
 mod matmul;
 mod ops;
+mod small;
 mod stages;
 
 use std::sync::Arc;

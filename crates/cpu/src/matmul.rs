@@ -6,12 +6,13 @@
 use std::ops::Range;
 
 use gguf::{Dtype, Tensor};
-use quant::fixed::{Activations, Fixed, FixedRow, SUB, block_len};
-use quant::{SmallBlock, SuperBlock};
+use quant::SuperBlock;
+use quant::fixed::{Activations, Fixed, FixedRow};
 
 use crate::isa::{Isa, Task};
 use crate::kernels::{Block, Kernels, Sums, join};
 use crate::ops;
+use crate::small::SmallProduct;
 
 /// A weight matrix: `rows` rows of `k` values. One expert of a stacked tensor is a matrix of its own.
 #[derive(Clone, Copy)]
@@ -101,7 +102,11 @@ pub(crate) fn product(
             }
         }
         Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 => {
-            isa.run(SmallProduct { w, rows, x: &x.fixed, picks, out });
+            let x = &x.fixed;
+            match x.activations() {
+                Activations::A16 => isa.run(SmallProduct::<true> { w, rows, x, picks, out }),
+                Activations::A8 => isa.run(SmallProduct::<false> { w, rows, x, picks, out }),
+            }
         }
     }
 }
@@ -253,57 +258,6 @@ fn super_panels<K: Kernels, const LOW: bool>(
     true
 }
 
-struct SmallProduct<'a> {
-    w: Matrix<'a>,
-    rows: Range<usize>,
-    x: &'a Fixed,
-    picks: &'a [u32],
-    out: &'a mut [f32],
-}
-
-impl Task for SmallProduct<'_> {
-    type Out = ();
-    /// Plain loops over fixed-size arrays: integer sums, so the compiler may vectorise them as it likes.
-    #[inline(always)]
-    fn run<K: Kernels>(self) {
-        let SmallProduct { w, rows, x, picks, out } = self;
-        let (stride, shared) = (rows.len(), block_len(w.k) / 32);
-        let mut open = SmallBlock::default();
-        for (tile, picks) in picks.chunks(TILE).enumerate() {
-            for n in rows.clone() {
-                let mut sums = [0f32; TILE];
-                for (b, bytes) in w.row(n).chunks_exact(w.dtype.block_bytes()).enumerate() {
-                    quant::open_small(w.dtype, bytes, &mut open);
-                    for (sum, &t) in sums.iter_mut().zip(picks) {
-                        let x = x.row(t as usize);
-                        *sum += small_term(&open, &x, b, x.scale[b / shared]);
-                    }
-                }
-                for i in 0..picks.len() {
-                    out[(tile * TILE + i) * stride + n - rows.start] = sums[i];
-                }
-            }
-        }
-    }
-}
-
-/// `s * (d * F + m * G)`; at most 128 * 128 * 32 a plane, so both conversions to f32 are exact.
-#[inline(always)]
-fn small_term(w: &SmallBlock, x: &FixedRow<'_>, b: usize, scale: f32) -> f32 {
-    let dot = |plane: &[i8]| -> i32 {
-        let plane: &[i8; 32] = plane[b * 32..][..32].try_into().expect("a slice of 32");
-        w.codes.iter().zip(plane).map(|(&c, &q)| i32::from(i16::from(c) * i16::from(q))).sum()
-    };
-    let sum =
-        |sums: &[i16]| -> i32 { sums[b * (32 / SUB)..][..32 / SUB].iter().map(|&s| i32::from(s)).sum() };
-    let (f, g) = if x.lo.is_empty() {
-        (dot(x.hi) as f32, sum(x.sum_hi) as f32)
-    } else {
-        (join(dot(x.hi), dot(x.lo)), (256 * sum(x.sum_hi) + sum(x.sum_lo)) as f32)
-    };
-    scale * (w.d * f + w.m * g)
-}
-
 struct FloatProduct<'a> {
     w: Matrix<'a>,
     rows: Range<usize>,
@@ -350,21 +304,23 @@ mod tests {
         values.iter().map(|v| if v.is_nan() { f32::NAN } else { *v }.to_bits()).collect()
     }
 
-    fn check(dtype: Dtype, blocks: usize, rows: usize, seed: u64, extreme: Option<u8>) {
-        let (k, row_bytes) = (blocks * 256, blocks * dtype.block_bytes());
+    fn check(dtype: Dtype, blocks: usize, rows: usize, picks: u32, seed: u64, extreme: Option<u8>) {
+        let (k, row_bytes) = (blocks * dtype.block_len(), blocks * dtype.block_bytes());
         let bytes = match extreme {
             Some(byte) => vec![byte; rows * row_bytes],
             None => bytes(seed, rows * row_bytes),
         };
         let w = Matrix { dtype, k, rows, row_bytes, bytes: &bytes };
-        let float: Vec<f32> = (0..k).map(|i| ((seed >> (i % 40)) as u8 as i8).into()).collect();
+        let float: Vec<f32> =
+            (0..picks as usize * k).map(|i| ((seed >> (i % 40)) as u8 as i8).into()).collect();
         for activations in [Activations::A16, Activations::A8] {
             let mut x = Operand { k, float: float.clone(), ..Operand::default() };
-            x.fixed.reset(1, k, activations);
-            x.fixed.rows_mut().for_each(|mut row| row.fill(&float));
+            x.fixed.reset(picks as usize, k, activations);
+            x.fixed.rows_mut().zip(float.chunks_exact(k)).for_each(|(mut row, x)| row.fill(x));
+            let picks: Vec<u32> = (0..picks).collect();
             let run = |isa: Isa| {
-                let mut out = vec![f32::NAN; rows];
-                product(isa, w, 0..rows, &x, &[0], &mut out);
+                let mut out = vec![f32::NAN; picks.len() * rows];
+                product(isa, w, 0..rows, &x, &picks, &mut out);
                 bits(&out)
             };
             let want = run(Isa::available()[0]);
@@ -379,7 +335,14 @@ mod tests {
         #[test]
         fn one_row_meets_a_stream_of_any_shape(seed: u64, which in 0usize..5, blocks in 1usize..20, rows in 1usize..20) {
             let dtype = [Dtype::Q2K, Dtype::Q3K, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K][which];
-            check(dtype, blocks, rows, seed, None);
+            check(dtype, blocks, rows, 1, seed, None);
+        }
+
+        /// Groups of blocks and tiles of activation rows that are not full.
+        #[test]
+        fn small_blocks_of_any_shape(seed: u64, which in 0usize..5, blocks in 1usize..20, rows in 1usize..4, picks in 1u32..18) {
+            let dtype = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1][which];
+            check(dtype, blocks, rows, picks, seed, None);
         }
     }
 
@@ -388,8 +351,8 @@ mod tests {
         for dtype in [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
             for byte in [0x00, 0x7b, 0x80, 0xfb, 0xff] {
                 // Every activation the largest of its block, or its negative.
-                check(dtype, 3, 5, u64::MAX, Some(byte));
-                check(dtype, 3, 5, 0x8181_8181_8181_8181, Some(byte));
+                check(dtype, 3, 5, 1, u64::MAX, Some(byte));
+                check(dtype, 3, 5, 1, 0x8181_8181_8181_8181, Some(byte));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use gguf::Dtype;
 use quant::SuperBlock;
 
-use super::{Block, Kernels, Sums, check_planes, open};
+use super::{Block, Kernels, PAIRS, Sums, check_planes, open};
 
 /// AVX2 and FMA.
 pub(crate) struct Avx2;
@@ -24,11 +24,45 @@ impl Kernels for Avx2 {
     }
 
     #[inline(always)]
+    fn small_dots(codes: [&[i8; 32]; PAIRS], q: [&[i8; 32]; PAIRS]) -> [i32; PAIRS] {
+        // SAFETY: as above.
+        unsafe { small_dots(codes, q) }
+    }
+
+    #[inline(always)]
     fn planes(hi: &[u8], lo: &[u8], b_hi: &[i8], b_lo: &[i8], out: &mut [f32]) {
         check_planes(hi, lo, b_hi, b_lo, out);
         // SAFETY: as above; the lengths were just checked.
         unsafe { planes(hi, lo, b_hi, b_lo, out) }
     }
+}
+
+/// See [`Kernels::small_dots`]; the other sets with 256-bit vectors use it as well. A product of two codes is at most
+/// 2^14, so two of them fit the i32 that `madd` makes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn small_dots(codes: [&[i8; 32]; PAIRS], q: [&[i8; 32]; PAIRS]) -> [i32; PAIRS] {
+    let mut v = [_mm256_setzero_si256(); PAIRS];
+    for i in 0..PAIRS {
+        // SAFETY: both arrays are 32 bytes long, unaligned loads.
+        let halves = |x: &[i8; 32]| unsafe {
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast())),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast())),
+            ]
+        };
+        let ([c0, c1], [q0, q1]) = (halves(codes[i]), halves(q[i]));
+        v[i] = _mm256_add_epi32(_mm256_madd_epi16(c0, q0), _mm256_madd_epi16(c1, q1));
+    }
+    // Each half of `a` holds partial sums of v[0..4] in order, each half of `b` of v[4..8].
+    let a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    let b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+    let low = _mm256_permute2x128_si256::<0x20>(a, b);
+    let high = _mm256_permute2x128_si256::<0x31>(a, b);
+    let mut sums = [0i32; PAIRS];
+    // SAFETY: the array is 32 bytes long, an unaligned store.
+    unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), _mm256_add_epi32(low, high)) };
+    sums
 }
 
 /// The sum of the eight lanes.

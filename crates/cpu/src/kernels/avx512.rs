@@ -9,7 +9,7 @@ use quant::SuperBlock;
 use quant::fixed::FixedRow;
 
 use self::stream::{Q4K, Q5K, Q6K, stream};
-use super::{Block, Kernels, Sums, avx2, check_planes, open};
+use super::{Block, Kernels, PAIRS, Sums, avx2, check_planes, open};
 use crate::matmul::{Opened, PANEL, Panel};
 
 /// AVX-512 with BW, DQ, VL and VNNI.
@@ -50,6 +50,12 @@ impl Kernels for Avx512 {
         // SAFETY: as above.
         unsafe { super_panel::<LOW>(panel, out) };
         true
+    }
+
+    #[inline(always)]
+    fn small_dots(codes: [&[i8; 32]; PAIRS], q: [&[i8; 32]; PAIRS]) -> [i32; PAIRS] {
+        // SAFETY: as above; the set includes AVX2.
+        unsafe { avx2::small_dots(codes, q) }
     }
 
     #[inline(always)]

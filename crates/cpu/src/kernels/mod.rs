@@ -41,6 +41,9 @@ pub(crate) struct Sums {
     pub(crate) min: i32,
 }
 
+/// Pairs of small blocks that share their horizontal sums: the 32-bit lanes of a 256-bit vector.
+pub(crate) const PAIRS: usize = 8;
+
 /// What each instruction set must provide.
 pub(crate) trait Kernels {
     /// Opens one super-block into integers.
@@ -67,6 +70,12 @@ pub(crate) trait Kernels {
     /// Weight rows against several activation rows, likewise.
     fn super_panel<const LOW: bool>(_panel: &crate::matmul::Panel<'_>, _out: &mut [f32]) -> bool {
         false
+    }
+
+    /// The exact sums of pairs of small blocks: `sum_k codes[i][k] q[i][k]`.
+    #[inline(always)]
+    fn small_dots(codes: [&[i8; 32]; PAIRS], q: [&[i8; 32]; PAIRS]) -> [i32; PAIRS] {
+        std::array::from_fn(|i| codes[i].iter().zip(q[i]).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum())
     }
 
     /// `out[n] = 256 sum_j hi[j][n] b_hi[j] + sum_j (hi[j][n] b_lo[j] + lo[j][n] b_hi[j])`, in f32 from exact
@@ -100,6 +109,23 @@ mod tests {
         #[inline(always)]
         fn run<K: Kernels>(self) -> Sums {
             K::super_dot::<LOW>(self.0, self.1)
+        }
+    }
+
+    struct SmallDots<'a>([&'a [i8; 32]; PAIRS], [&'a [i8; 32]; PAIRS]);
+    impl Task for SmallDots<'_> {
+        type Out = [i32; PAIRS];
+        #[inline(always)]
+        fn run<K: Kernels>(self) -> [i32; PAIRS] {
+            K::small_dots(self.0, self.1)
+        }
+    }
+
+    fn check_small(codes: &[[i8; 32]; PAIRS], q: &[[i8; 32]; PAIRS]) {
+        let task = || SmallDots(codes.each_ref(), q.each_ref());
+        let want = Isa::available()[0].run(task());
+        for isa in Isa::available() {
+            assert_eq!(isa.run(task()), want, "{}", isa.name());
         }
     }
 
@@ -164,6 +190,13 @@ mod tests {
         }
 
         #[test]
+        fn small_dots_are_the_same_integers_everywhere(seed: u64) {
+            let b = bytes(seed, 512);
+            let blocks = |from: usize| std::array::from_fn(|i| std::array::from_fn(|k| b[from + i * 32 + k] as i8));
+            check_small(&blocks(0), &blocks(256));
+        }
+
+        #[test]
         fn planes_are_the_same_bits_everywhere(seed: u64, groups in 1usize..17, lanes in 1usize..9) {
             let (j, n) = (groups * 4, lanes * 32);
             let b = bytes(seed, 2 * j * n + 2 * j);
@@ -214,6 +247,9 @@ mod tests {
         for (bits, bias) in [(4, 0), (5, 0), (6, 32)] {
             check_dot(7, bits, bias, Some(-128));
             check_dot(7, bits, bias, Some(127));
+        }
+        for (code, q) in [(-128, -128), (-128, 127), (127, 127)] {
+            check_small(&[[code; 32]; PAIRS], &[[q; 32]; PAIRS]);
         }
     }
 }

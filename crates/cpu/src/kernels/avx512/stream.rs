@@ -293,7 +293,8 @@ impl Heads {
         let own = _mm512_srlv_epi32(_mm512_shuffle_epi32::<0b10_10_01_01>(raw), lanes([0, 2, 0, 2]));
         let own = _mm512_and_si512(own, lanes([0x3f3f_3f3f, 0x3030_3030, 0x3f3f_3f3f, 0x3030_3030]));
         let mixed = _mm512_srlv_epi32(_mm512_shuffle_epi32::<0b11_11_11_11>(raw), lanes([0, 0, 0, 4]));
-        let all = _mm512_ternarylogic_epi32::<0b1111_1000>(own, mixed, lanes([0, 0x0f0f_0f0f, 0, 0x0f0f_0f0f]));
+        let all =
+            _mm512_ternarylogic_epi32::<0b1111_1000>(own, mixed, lanes([0, 0x0f0f_0f0f, 0, 0x0f0f_0f0f]));
         let zero = _mm512_setzero_si512();
         Heads { raw, scale: _mm512_unpacklo_epi8(all, zero), min: _mm512_unpackhi_epi8(all, zero) }
     }
@@ -343,7 +344,8 @@ unsafe fn nibble_terms<T: Nibbles, const P: usize>(blocks: *const u8, x: Columns
     };
     // The d of eight blocks, then the dmin.
     let places = _mm512_set_epi16(
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 57, 49, 41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 57, 49, 41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16,
+        8, 0,
     );
     let halves = _mm512_permutex2var_epi16(heads[0].raw, places, heads[1].raw);
     let halves = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
