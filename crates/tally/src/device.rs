@@ -16,6 +16,7 @@ use indicatif::DecimalBytes;
 use model::{BLOCK, Backend, Model};
 use oracle::Oracle;
 use quant::fixed::Activations;
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -145,6 +146,20 @@ impl fmt::Display for Facts {
             }
             Facts::Cuda(ready) => f.write_str(&ready.gpu.name),
             Facts::Oracle => f.write_str("f64"),
+        }
+    }
+}
+
+impl Facts {
+    /// By name; the hash of the kernels' sources is what evidence of a run on a GPU is evidence for.
+    pub(crate) fn json(&self) -> Value {
+        match self {
+            Facts::Cpu { isa, threads } => json!({ "isa": isa.name(), "threads": threads }),
+            Facts::Cuda(ready) => json!({
+                "gpu": ready.gpu.name, "arch": ready.gpu.arch, "driver": ready.gpu.driver, "nvrtc": ready.nvrtc,
+                "kernel_hash": cuda::source_hash(),
+            }),
+            Facts::Oracle => json!({ "precision": "f64" }),
         }
     }
 }

@@ -12,6 +12,8 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// The model computed something that is not a number.
 const NUMERIC: u8 = 3;
+/// Two runs that should agree do not.
+const MISMATCH: u8 = 4;
 /// The reader of standard output went away: 128 + SIGPIPE, as a shell would report it.
 const CLOSED: u8 = 141;
 
@@ -32,6 +34,16 @@ impl Failure {
     /// Wrong usage that clap cannot find by itself; exits with 2.
     pub(crate) fn usage(message: impl Display) -> Failure {
         Failure { code: USAGE, ..Failure::new(message) }
+    }
+
+    /// Something computed is not a number; exits with 3.
+    pub(crate) fn numeric(message: impl Display) -> Failure {
+        Failure { code: NUMERIC, ..Failure::new(message) }
+    }
+
+    /// Two runs do not agree; exits with 4.
+    pub(crate) fn mismatch(message: impl Display) -> Failure {
+        Failure { code: MISMATCH, ..Failure::new(message) }
     }
 
     /// Adds what to do about it.
@@ -114,12 +126,21 @@ impl From<cpu::BuildError> for Failure {
     }
 }
 
+impl From<model::Fault> for Failure {
+    fn from(fault: model::Fault) -> Failure {
+        match fault {
+            model::Fault::Device { .. } => Failure::new(fault).hint("`nvidia-smi` tells how the GPU is"),
+            _ => Failure::new(fault),
+        }
+    }
+}
+
 impl From<engine::EngineError> for Failure {
     fn from(error: engine::EngineError) -> Failure {
-        match &error {
+        match error {
+            engine::EngineError::Fault(fault) => fault.into(),
             engine::EngineError::Sampler(engine::SamplerError::NonFinite { .. }) => {
-                let failure = Failure::new(format!("the model computed no numbers: {error}"));
-                Failure { code: NUMERIC, ..failure }
+                Failure::numeric(format!("the model computed no numbers: {error}"))
                     .hint("`tally inspect --check` tells whether it has bad weights")
             }
             _ => Failure::new(error),

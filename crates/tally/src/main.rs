@@ -16,6 +16,7 @@ mod mix_argument;
 mod model_file;
 mod output;
 mod progress;
+mod prompt_args;
 mod sampling;
 mod source;
 mod table;
@@ -50,6 +51,8 @@ enum Command {
     Bench(bench::Args),
     /// Measure how well a model predicts a text, and how far two runs are apart.
     Perplexity(perplexity::Args),
+    /// Run a prompt on two devices and hold their logits against each other, bit for bit.
+    Parity(parity::Args),
     /// Write a model in another tensor type.
     Quantize(quantize::Args),
     /// Write a model of random weights in a named shape.
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Perplexity(args) => args.run(),
+        Command::Parity(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Synth(args) => args.run(),
         Command::Tokenize(args) => args.run(),

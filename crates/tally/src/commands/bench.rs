@@ -110,7 +110,10 @@ impl Args {
             _ => None,
         };
         let mut measure_bandwidth = || match &on_gpu {
-            Some(gpu) => Ok(bandwidth.add(gpu.measure()?)),
+            Some(gpu) => {
+                bandwidth.add(gpu.measure()?);
+                Ok(())
+            }
             None => {
                 let failed = |error| Failure::new(format!("cannot measure the memory bandwidth: {error}"));
                 peak.without(|| bandwidth.measure(&pool)).map_err(failed)

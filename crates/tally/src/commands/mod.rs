@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod detokenize;
 pub(crate) mod inspect;
+pub(crate) mod parity;
 pub(crate) mod perplexity;
 pub(crate) mod quantize;
 pub(crate) mod run;

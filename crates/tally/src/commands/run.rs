@@ -1,6 +1,6 @@
 //! `tally run`: a prompt in, text out.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anstyle::Style;
 use engine::{ChatEncoder, ChatTemplate, Sampler, SamplerParams, Session};
@@ -13,9 +13,10 @@ use crate::device::Device;
 use crate::failure::Failure;
 use crate::load::{self, Loaded, Running};
 use crate::message::{Message, Role, conversation};
+use crate::prompt_args::PromptArgs;
 use crate::sampling::Sampling;
 use crate::text_out::TextOut;
-use crate::{clock, input, output};
+use crate::{clock, output};
 
 /// Positions of the context that are there at least, if the model has them; a longer prompt gets more.
 const CONTEXT: usize = 4096;
@@ -43,15 +44,8 @@ was cut short while in use; 130 Ctrl-C; 141 nobody reads standard output.";
 pub(crate) struct Args {
     /// The model; without one, the small one that ships.
     model: Option<PathBuf>,
-    /// `-` takes the prompt from standard input.
-    #[arg(value_name = "-", value_parser = ["-"], conflicts_with_all = ["prompt", "file"])]
-    stdin: Option<String>,
-    /// The prompt; `-` takes it from standard input.
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file")]
-    prompt: Option<String>,
-    /// Take the prompt from a file.
-    #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// What the model is told before the prompt, as the chat template's system message.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "raw")]
     system: Option<String>,
@@ -74,11 +68,8 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(mut self) -> Result<(), Failure> {
-        // `tally run -` is the model that ships with a prompt from standard input.
-        if self.model.as_deref() == Some(Path::new("-")) && self.stdin.is_none() {
-            self.stdin = self.model.take().map(|_| "-".into());
-        }
-        let text = self.text()?;
+        self.prompt.take_dash(&mut self.model);
+        let text = self.prompt.text()?;
         let loaded = Loaded::open(&self.model)?;
         let prompt = self.ids(&loaded, &text)?;
         let params = self.sampling.params(&loaded)?;
@@ -104,25 +95,6 @@ impl Args {
             let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
         }
         Ok(())
-    }
-
-    /// The prompt's text, from wherever it is to come.
-    fn text(&self) -> Result<String, Failure> {
-        let text = match (&self.prompt, &self.file, &self.stdin) {
-            (Some(text), ..) => input::text(Some(text.clone()))?,
-            (_, Some(path), _) => input::file(path)?,
-            (.., Some(_)) => input::text(None)?,
-            _ => {
-                return Err(Failure::usage("there is no prompt")
-                    .hint("give -p TEXT, --file FILE, or - for standard input"));
-            }
-        };
-        if text.is_empty() {
-            return Err(
-                Failure::new("the prompt is empty").hint("a model needs at least one token to go on from")
-            );
-        }
-        Ok(text)
     }
 
     /// The prompt's ids, through the chat template unless there is none or none is wanted.
