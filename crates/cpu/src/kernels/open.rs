@@ -11,8 +11,6 @@ use quant::{SuperBlock, f16_at};
 /// # Safety
 /// The methods need AVX-512 (`codes`) or AVX2. They check the block's length themselves.
 pub(super) trait Wide {
-    /// Bytes of a block.
-    const BYTES: usize;
     /// What code stands for zero.
     const BIAS: u8;
     /// The 256 codes in order.
@@ -45,7 +43,6 @@ fn fields(bytes: __m512i, low: i16, high: i16, mask: i8) -> __m512i {
 }
 
 impl Wide for Q4K {
-    const BYTES: usize = 144;
     const BIAS: u8 = 0;
 
     #[inline]
@@ -71,7 +68,6 @@ impl Wide for Q4K {
 }
 
 impl Wide for Q5K {
-    const BYTES: usize = 176;
     const BIAS: u8 = 0;
 
     #[inline]
@@ -100,7 +96,6 @@ impl Wide for Q5K {
 }
 
 impl Wide for Q6K {
-    const BYTES: usize = 210;
     const BIAS: u8 = 32;
 
     #[inline]
