@@ -7,18 +7,19 @@
 //! block. Knows the layouts of the three types (drawn in `quant::block`), and nothing of threads.
 
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 
 use quant::fixed::FixedRow;
 
 /// Blocks to a group: the 32-bit lanes of half a vector.
 const GROUP: usize = 8;
 
-/// Bytes between what is computed and what is fetched: far enough to hide the memory, near enough to stay in the
-/// first cache.
-const AHEAD: usize = 2048;
+/// Bytes between what is computed and what is fetched, into the second cache: fetching into the first one took 1.3
+/// times as long (Zen 4), for it has few places for lines under way.
+const AHEAD: usize = 8192;
 
 /// One vector, where a load never crosses a cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 struct Line([u64; 8]);
 
@@ -28,14 +29,20 @@ pub(super) trait Streamed {
     const BYTES: usize;
     /// Sub-block sums of a plane of a block as this type wants them.
     const SUMS: usize;
-    /// Whether codes meet the planes in the order of [`NIBBLES`].
-    const PERMUTED: bool;
-    /// One of the sums, given those of two neighbouring runs of 16.
-    fn sum(sums: [i16; 2], out: &mut [i16]);
+    /// A plane of a block in the order in which this type's codes come.
+    ///
+    /// # Safety
+    /// AVX-512 as in [`super::Avx512`]; likewise below.
+    unsafe fn arrange(plane: &[i8; 256]) -> [__m512i; 4];
+    /// The sums of a plane of a block, in the first [`Streamed::SUMS`] words.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn sums(sums: &[i16; 16]) -> __m256i;
     /// The terms `s * (d * F - dmin * G)` of eight blocks.
     ///
     /// # Safety
-    /// `blocks` points to [`GROUP`] whole blocks; AVX-512 as in [`super::Avx512`].
+    /// `blocks` points to [`GROUP`] whole blocks.
     unsafe fn terms<const P: usize>(blocks: *const u8, x: Columns<'_, P>) -> __m256;
 }
 
@@ -64,29 +71,28 @@ pub(super) struct Q4K;
 pub(super) struct Q5K;
 pub(super) struct Q6K;
 
-/// Where each 8 bytes of a permuted plane come from. Two vectors of Q4_K's nibbles are interleaved by 8 bytes, so that
-/// vectors 0 and 1 (low nibbles), and 2 and 3 (high ones), hold the same sub-block in the same place.
-const NIBBLES: [usize; 32] = {
-    let mut from = [0; 32];
-    let mut i = 0;
-    while i < 32 {
-        let (high, odd, lane, upper) = (i / 16, i / 8 % 2, i % 8 / 2, i % 2);
-        // The byte among 64 that hold two runs of 32 codes in either nibble.
-        let byte = 16 * lane + 8 * odd;
-        from[i] = (128 * upper + 64 * (byte / 32) + 32 * high + byte % 32) / 8;
-        i += 1;
-    }
-    from
-};
-
-/// An activation row of `P` planes as the stream reads it, repeated where a group of blocks may run over the end of a
-/// weight row into the next: from every column where a group may begin, there are [`GROUP`].
-struct Operand<const P: usize> {
+/// Memory that a thread keeps between calls: an allocation each would cost a chunk of rows several percent.
+#[derive(Default)]
+struct Scratch {
     /// `[column][plane][vector]`, high plane first.
-    planes: Vec<[[Line; 4]; P]>,
+    planes: Vec<Line>,
     /// `[plane][column][SUMS]`.
-    sums: [Vec<i16>; P],
+    sums: [Vec<i16>; 2],
+    /// `[column]`.
     scale: Vec<f32>,
+    /// `[block]` of the weights.
+    terms: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Makes room for `n` values that will be written before they are read.
+fn room<T: Clone + Default>(v: &mut Vec<T>, n: usize) {
+    if v.len() < n {
+        v.resize(n, T::default());
+    }
 }
 
 /// The columns that a group meets.
@@ -97,49 +103,37 @@ pub(super) struct Columns<'a, const P: usize> {
     scale: &'a [f32; GROUP],
 }
 
-impl<const P: usize> Operand<P> {
-    #[inline(always)]
-    fn new<T: Streamed>(x: &FixedRow<'_>) -> Operand<P> {
+impl Scratch {
+    /// Takes up an activation row of `P` planes, repeated where a group of blocks may run over the end of a weight row
+    /// into the next: from every column where a group may begin, there are [`GROUP`].
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn arrange<T: Streamed, const P: usize>(&mut self, x: &FixedRow<'_>) {
         let per_row = x.scale.len();
         let columns = if per_row.is_multiple_of(GROUP) { per_row } else { per_row + GROUP - 1 };
-        let planes = [x.hi, x.lo];
-        let sums = [x.sum_hi, x.sum_lo];
-        let mut operand = Operand {
-            planes: vec![[[Line([0; 8]); 4]; P]; columns],
-            sums: std::array::from_fn(|_| vec![0; columns * T::SUMS]),
-            scale: vec![0.0; columns],
-        };
-        for column in 0..columns {
-            let b = column % per_row;
-            for p in 0..P {
-                fill::<T>(&planes[p][b * 256..][..256], &mut operand.planes[column][p]);
-                let from = sums[p][b * 16..][..16].chunks_exact(2);
-                let to = operand.sums[p][column * T::SUMS..][..T::SUMS].chunks_exact_mut(T::SUMS / 8);
-                from.zip(to).for_each(|(from, to)| T::sum([from[0], from[1]], to));
+        room(&mut self.planes, columns * P * 4);
+        room(&mut self.scale, columns);
+        let (planes, sums) = ([x.hi, x.lo], [x.sum_hi, x.sum_lo]);
+        for p in 0..P {
+            assert!(planes[p].len() == per_row * 256 && sums[p].len() == per_row * 16);
+            // A store of sums is 16 words long, whatever of them counts.
+            room(&mut self.sums[p], columns * T::SUMS + 16);
+            let blocks = planes[p].as_chunks::<256>().0.iter().zip(sums[p].as_chunks::<16>().0).cycle();
+            for (column, (plane, sums)) in blocks.take(columns).enumerate() {
+                let to = &mut self.planes[(column * P + p) * 4..][..4];
+                let to_sums = &mut self.sums[p][column * T::SUMS..][..16];
+                // SAFETY: this is compiled for AVX-512; a line is a vector, and there are 16 words.
+                unsafe {
+                    for (line, v) in to.iter_mut().zip(T::arrange(plane)) {
+                        _mm512_store_si512(line.0.as_mut_ptr().cast(), v);
+                    }
+                    _mm256_storeu_si256(to_sums.as_mut_ptr().cast(), T::sums(sums));
+                }
             }
-            operand.scale[column] = x.scale[b];
         }
-        operand
-    }
-
-    #[inline(always)]
-    fn at<T: Streamed>(&self, column: usize) -> Columns<'_, P> {
-        const WHOLE: &str = "a group's columns";
-        Columns {
-            planes: self.planes[column..][..GROUP].try_into().expect(WHOLE),
-            sums: std::array::from_fn(|p| &self.sums[p][column * T::SUMS..][..GROUP * T::SUMS]),
-            scale: self.scale[column..][..GROUP].try_into().expect(WHOLE),
+        for (to, scale) in self.scale.iter_mut().zip(x.scale.iter().cycle().take(columns)) {
+            *to = *scale;
         }
-    }
-}
-
-/// Writes a plane of a block in the order in which its codes come.
-#[inline(always)]
-fn fill<T: Streamed>(plane: &[i8], lines: &mut [Line; 4]) {
-    for i in 0..32 {
-        let word = if T::PERMUTED { NIBBLES[i] } else { i };
-        let bytes: [i8; 8] = plane[8 * word..][..8].try_into().expect("eight bytes");
-        lines[i / 8].0[i % 8] = u64::from_le_bytes(bytes.map(|v| v as u8));
     }
 }
 
@@ -147,19 +141,33 @@ fn fill<T: Streamed>(plane: &[i8], lines: &mut [Line; 4]) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn stream<T: Streamed, const P: usize>(rows: &[u8], x: &FixedRow<'_>, out: &mut [f32]) {
+    SCRATCH.with_borrow_mut(|scratch| stream_in::<T, P>(scratch, rows, x, out));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn stream_in<T: Streamed, const P: usize>(
+    scratch: &mut Scratch,
+    rows: &[u8],
+    x: &FixedRow<'_>,
+    out: &mut [f32],
+) {
     let per_row = x.scale.len();
     let blocks = out.len() * per_row;
     assert_eq!(rows.len(), blocks * T::BYTES);
-    let operand = Operand::<P>::new::<T>(x);
-    let mut terms = vec![0f32; blocks.next_multiple_of(GROUP)];
+    scratch.arrange::<T, P>(x);
+    room(&mut scratch.terms, blocks.next_multiple_of(GROUP));
+    let (planes, _) = scratch.planes.as_chunks::<4>();
+    let (planes, _) = planes.as_chunks::<P>();
     let mut column = 0;
-    for (bytes, terms) in rows.chunks(GROUP * T::BYTES).zip(terms.chunks_exact_mut(GROUP)) {
-        let x = operand.at::<T>(column);
+    for (bytes, terms) in rows.chunks(GROUP * T::BYTES).zip(scratch.terms.chunks_exact_mut(GROUP)) {
+        const WHOLE: &str = "the columns of a group";
+        let x = Columns {
+            planes: planes[column..][..GROUP].try_into().expect(WHOLE),
+            sums: std::array::from_fn(|p| &scratch.sums[p][column * T::SUMS..][..GROUP * T::SUMS]),
+            scale: scratch.scale[column..][..GROUP].try_into().expect(WHOLE),
+        };
         column = (column + GROUP) % per_row;
-        for line in (0..GROUP * T::BYTES).step_by(64) {
-            // A hint: an address outside the mapping is ignored.
-            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD + line).cast());
-        }
         // SAFETY: `bytes` are eight blocks, or fewer and copied to where there are eight; eight terms.
         unsafe {
             let group = if bytes.len() == GROUP * T::BYTES {
@@ -170,8 +178,18 @@ pub(super) fn stream<T: Streamed, const P: usize>(rows: &[u8], x: &FixedRow<'_>,
             _mm256_storeu_ps(terms.as_mut_ptr(), group);
         }
     }
-    for (out, terms) in out.iter_mut().zip(terms.chunks_exact(per_row)) {
+    for (out, terms) in out.iter_mut().zip(scratch.terms.chunks_exact(per_row)) {
         *out = terms.iter().fold(0.0, |sum, term| sum + term);
+    }
+}
+
+/// Asks for the lines of block `j` of the group that lies [`AHEAD`] bytes further on.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fetch<T: Streamed>(blocks: *const u8, j: usize) {
+    for line in (j * T::BYTES).div_ceil(64)..((j + 1) * T::BYTES).div_ceil(64) {
+        // A hint: an address outside the mapping is ignored.
+        _mm_prefetch::<_MM_HINT_T1>(blocks.wrapping_add(AHEAD + 64 * line).cast());
     }
 }
 
@@ -184,11 +202,10 @@ fn padded(bytes: &[u8]) -> [u8; GROUP * 256] {
 }
 
 /// Q4_K and Q5_K: 4 bits of a code in nibbles, eight scales and minima of 6 bits.
-trait Nibbles {
-    const BYTES: usize;
+trait Nibbles: Streamed {
     /// Where the 128 bytes of nibbles begin.
     const LOW_BITS: usize;
-    /// The codes: low nibbles of `x` and `y`, then high ones, in the order of [`NIBBLES`].
+    /// The codes: low nibbles of `x` and `y`, then high ones, in the order of [`interleaved`].
     ///
     /// # Safety
     /// `block` points to a whole block; AVX-512.
@@ -196,7 +213,6 @@ trait Nibbles {
 }
 
 impl Nibbles for Q4K {
-    const BYTES: usize = 144;
     const LOW_BITS: usize = 16;
 
     #[inline]
@@ -207,7 +223,6 @@ impl Nibbles for Q4K {
 }
 
 impl Nibbles for Q5K {
-    const BYTES: usize = 176;
     const LOW_BITS: usize = 48;
 
     #[inline]
@@ -245,15 +260,26 @@ fn merge(code: __m512i, bits: __m512i) -> __m512i {
 }
 
 macro_rules! streamed_nibbles {
-    ($($t:ty),*) => {$(
+    ($($t:ty: $bytes:literal),*) => {$(
         impl Streamed for $t {
-            const BYTES: usize = <$t as Nibbles>::BYTES;
+            const BYTES: usize = $bytes;
             const SUMS: usize = 8;
-            const PERMUTED: bool = true;
 
-            #[inline(always)]
-            fn sum(sums: [i16; 2], out: &mut [i16]) {
-                out[0] = sums[0] + sums[1];
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            unsafe fn arrange(plane: &[i8; 256]) -> [__m512i; 4] {
+                interleaved(plane)
+            }
+
+            /// Of 32 weights each.
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            unsafe fn sums(sums: &[i16; 16]) -> __m256i {
+                // SAFETY: 16 words.
+                let (low, high) = unsafe {
+                    (_mm_loadu_si128(sums.as_ptr().cast()), _mm_loadu_si128(sums.as_ptr().add(8).cast()))
+                };
+                _mm256_castsi128_si256(_mm_hadd_epi16(low, high))
             }
 
             #[inline]
@@ -265,7 +291,41 @@ macro_rules! streamed_nibbles {
         }
     )*};
 }
-streamed_nibbles!(Q4K, Q5K);
+streamed_nibbles!(Q4K: 144, Q5K: 176);
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters(plane: &[i8; 256]) -> [__m512i; 4] {
+    let p = plane.as_ptr();
+    // SAFETY: 64 bytes of 256 each.
+    unsafe {
+        [
+            _mm512_loadu_si512(p.cast()),
+            _mm512_loadu_si512(p.add(64).cast()),
+            _mm512_loadu_si512(p.add(128).cast()),
+            _mm512_loadu_si512(p.add(192).cast()),
+        ]
+    }
+}
+
+/// The order in which [`Nibbles::codes`] come. The two vectors of a block's nibbles are interleaved by 8 bytes, so that
+/// the first two vectors of codes (low nibbles), and the last two (high ones), hold the same sub-blocks in the same
+/// places, and their sums need one scale.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn interleaved(plane: &[i8; 256]) -> [__m512i; 4] {
+    let [a, b, c, d] = quarters(plane);
+    // The 8 bytes 0, 2, 1, 3 of a run of 32, one run from each vector: low nibbles stand for the first 32 of 64
+    // weights, high ones for the others.
+    let low = _mm512_set_epi64(11, 3, 9, 1, 10, 2, 8, 0);
+    let high = _mm512_set_epi64(15, 7, 13, 5, 14, 6, 12, 4);
+    let pair = |places: __m512i| {
+        let (ac, bd) = (_mm512_permutex2var_epi64(a, places, c), _mm512_permutex2var_epi64(b, places, d));
+        [_mm512_shuffle_i64x2::<0b01_00_01_00>(ac, bd), _mm512_shuffle_i64x2::<0b11_10_11_10>(ac, bd)]
+    };
+    let ([low_even, low_odd], [high_even, high_odd]) = (pair(low), pair(high));
+    [low_even, low_odd, high_even, high_odd]
+}
 
 /// The packed scales of four blocks: a 128-bit lane each.
 struct Heads {
@@ -321,6 +381,7 @@ unsafe fn nibble_terms<T: Nibbles, const P: usize>(blocks: *const u8, x: Columns
     // SAFETY: eight blocks.
     let heads = unsafe { [Heads::open::<T>(blocks), Heads::open::<T>(blocks.add(4 * T::BYTES))] };
     let sums = each!(J => {
+        fetch::<T>(blocks, J);
         // SAFETY: 128 bytes of block J from LOW_BITS on; 32 words.
         let (first, second, places) = unsafe {
             let nibbles = blocks.add(J * T::BYTES + T::LOW_BITS);
@@ -435,12 +496,20 @@ const SCALE_OF_SIXES: [i16; 32] = {
 impl Streamed for Q6K {
     const BYTES: usize = 210;
     const SUMS: usize = 16;
-    const PERMUTED: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn arrange(plane: &[i8; 256]) -> [__m512i; 4] {
+        quarters(plane)
+    }
 
     /// What takes off the bias of 32, with four times the scale: `-32 * 2048` would not fit 16 bits.
-    #[inline(always)]
-    fn sum(sums: [i16; 2], out: &mut [i16]) {
-        (out[0], out[1]) = (-8 * sums[0], -8 * sums[1]);
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn sums(sums: &[i16; 16]) -> __m256i {
+        // SAFETY: 16 words.
+        let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().cast()) };
+        _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16::<3>(sums))
     }
 
     #[inline]
@@ -451,6 +520,7 @@ impl Streamed for Q6K {
         let more = _mm512_add_epi16(places, _mm512_set1_epi16(8));
         let mut halves = _mm_setzero_si128();
         let sums = each!(J => {
+            fetch::<Self>(blocks, J);
             // SAFETY: block J.
             let (codes, scales, d) = unsafe {
                 let block = blocks.add(J * 210);
