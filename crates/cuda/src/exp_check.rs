@@ -1,9 +1,9 @@
 //! Whether the GPU's `exp`, `exp2` and SiLU are `model::math`'s at all 2^32 inputs (`kernels/exp_check.cu`).
 
+use crate::Error;
 use crate::compile::{Compiler, Unit};
 use crate::driver::{Arguments, Device, Module, Shape};
 use crate::kernels::arithmetic;
-use crate::Error;
 
 /// Chunks of 2^24 bit patterns.
 const CHUNKS: usize = 256;

@@ -32,7 +32,8 @@ impl<T: Plain> Pinned<T> {
         let bytes = (len * size_of::<T>()).max(16);
         let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: the context is current; freed in `drop`.
-        let host = unsafe { result::malloc_host(bytes, flags) }.map_err(failed("allocating pinned memory"))?;
+        let host =
+            unsafe { result::malloc_host(bytes, flags) }.map_err(failed("allocating pinned memory"))?;
         let host = NonNull::new(host).expect("the driver does not hand out null");
         let mut mapped = 0;
         // SAFETY: as many bytes as were allocated; the allocation is mapped, as the flags asked.
@@ -40,8 +41,13 @@ impl<T: Plain> Pinned<T> {
             host.cast::<u8>().write_bytes(0, bytes);
             sys::cuMemHostGetDevicePointer_v2(&mut mapped, host.as_ptr(), 0).result()
         };
-        let pinned =
-            Pinned { device: device.clone(), host: host.cast(), mapped: Ptr(mapped), len, _values: PhantomData };
+        let pinned = Pinned {
+            device: device.clone(),
+            host: host.cast(),
+            mapped: Ptr(mapped),
+            len,
+            _values: PhantomData,
+        };
         found.map_err(failed("mapping pinned memory"))?;
         Ok(pinned)
     }
@@ -60,7 +66,11 @@ impl<T: Plain> Pinned<T> {
 
     /// The first eight bytes of value `index`; what the GPU wrote before a fence and these is seen after this.
     pub(crate) fn flag(&self, index: usize) -> u64 {
-        assert!(index < self.len && size_of::<T>() >= 8 && align_of::<T>() >= 8, "value {index} of {}", self.len);
+        assert!(
+            index < self.len && size_of::<T>() >= 8 && align_of::<T>() >= 8,
+            "value {index} of {}",
+            self.len
+        );
         // SAFETY: inside the allocation and aligned, by the assertion; only ever accessed by loads here.
         unsafe { AtomicU64::from_ptr(self.host.add(index).cast().as_ptr()) }.load(Ordering::Acquire)
     }

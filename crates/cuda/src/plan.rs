@@ -4,7 +4,8 @@
 use model::{BLOCK, Model};
 
 use crate::buffers::Buffers;
-use crate::step::DeviceStep;
+use crate::launch::sample::Sampling;
+use crate::step::{DeviceStep, MAX_SEQUENCES};
 use crate::{Error, Options, weights};
 
 /// Left free at least, and as a part of the GPU's memory: kernels and their recorded graphs, the logits of steps that
@@ -54,7 +55,8 @@ impl Plan {
         let blocks = (options.kv_blocks * context.div_ceil(BLOCK)).div_ceil(asked);
         let rows = options.max_rows.min(context.max(1));
         let rope = context * config.head_dim * size_of::<f32>();
-        let running = Buffers::bytes(config, rows) + DeviceStep::bytes(rows, context) + rope;
+        let sampling = Sampling::bytes(config.vocab, rows.min(MAX_SEQUENCES));
+        let running = Buffers::bytes(config, rows) + DeviceStep::bytes(rows, context) + sampling + rope;
         // `usize` is at most 64 bits wide.
         Plan {
             free,

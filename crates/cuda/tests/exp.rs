@@ -87,6 +87,7 @@ fn a_checksum_sees_one_bit() {
         let wrong = |x: f32| if x.to_bits() == at { f32::from_bits(at ^ 1 << bit) } else { x };
         assert_ne!(checksum(chunk, wrong), right, "bit {bit}");
     }
-    let swapped = |x: f32| f32::from_bits(if x.to_bits() >> 1 == 0x1f80_0000 { x.to_bits() ^ 1 } else { x.to_bits() });
+    let swapped =
+        |x: f32| f32::from_bits(if x.to_bits() >> 1 == 0x1f80_0000 { x.to_bits() ^ 1 } else { x.to_bits() });
     assert_ne!(checksum(chunk, swapped), right);
 }

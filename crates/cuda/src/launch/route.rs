@@ -36,6 +36,7 @@ impl Cuda {
             .push(size(t))
             .push(b.experts.ptr())
             .push(b.expert_weights.ptr());
-        self.kernels.get("choose").launch(&self.device, Shape::new(t.div_ceil(ROWS_PER_BLOCK), THREADS), arguments)
+        let shape = Shape::new(t.div_ceil(ROWS_PER_BLOCK), THREADS);
+        self.kernels.get("choose").launch(&self.device, shape, arguments)
     }
 }

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use model::{Choice, Chosen};
 
+use crate::Error;
 use crate::driver::{Argument, Arguments, Device, Function, Memory, Plain, Ptr, Shape, size};
 use crate::kernels::UnitOf;
 use crate::pinned::{Pinned, is_idle};
-use crate::Error;
 
 pub(crate) const UNIT: UnitOf = ("sample.cu", &NAMES);
 
@@ -256,7 +256,10 @@ impl Sampling {
     /// If more than [`RING`] have not been collected.
     pub(crate) fn note(&mut self) {
         self.asked = self.asked.wrapping_add(1);
-        assert!(self.asked.wrapping_sub(self.collected) <= RING, "draws are overwritten before they are collected");
+        assert!(
+            self.asked.wrapping_sub(self.collected) <= RING,
+            "draws are overwritten before they are collected"
+        );
     }
 
     /// The oldest draw not yet collected, waiting for it if need be.

@@ -39,7 +39,10 @@ fn cuda(model: &Arc<Model>, activations: Activations, max_rows: usize) -> Cuda {
 
 /// Random 64 bits, a hash of their place (splitmix64, Steele et al., OOPSLA 2014).
 fn random(seed: u64, i: usize) -> u64 {
-    let mut z = (seed << 40).wrapping_add(i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
+    let mut z = (seed << 40)
+        .wrapping_add(i as u64)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(0x1234_5678_9abc_def1);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -36,7 +36,8 @@ impl Rig {
     }
 
     fn start(&mut self, rows: &[(SamplerParams, u32)]) {
-        let choice = |(p, position): &(SamplerParams, u32)| (p.choice().expect("no penalty, no bias"), *position);
+        let choice =
+            |(p, position): &(SamplerParams, u32)| (p.choice().expect("no penalty, no bias"), *position);
         self.sampling.start(&rows.iter().map(choice).collect::<Vec<_>>()).expect(NEEDS);
     }
 
@@ -103,7 +104,9 @@ fn parameters(vocab: usize) -> Vec<SamplerParams> {
     let base = SamplerParams::default();
     for temperature in [1e-30, 0.3, 1.0, 100.0] {
         for top_k in [0, 1, 40, 1000, vocab / 2, vocab, vocab + 7] {
-            for (top_p, min_p) in [(1.0, 0.0), (0.95, 0.0), (0.5, 0.1), (1e-6, 0.0), (0.999_999_9, 0.0), (1.0, 0.02)] {
+            for (top_p, min_p) in
+                [(1.0, 0.0), (0.95, 0.0), (0.5, 0.1), (1e-6, 0.0), (0.999_999_9, 0.0), (1.0, 0.02)]
+            {
                 all.push(SamplerParams { temperature, top_k, top_p, min_p, ..base.clone() });
             }
         }
@@ -186,7 +189,8 @@ fn tokens_feed_the_next_step() {
         (SamplerParams { seed: 4, top_p: 0.9, ..SamplerParams::default() }, 7),
     ];
     let on_device = rig.device.upload(&logits.concat()).expect(NEEDS);
-    let (token, position) = (rig.device.zeros::<u32>(3).expect(NEEDS), rig.device.zeros::<u32>(3).expect(NEEDS));
+    let (token, position) =
+        (rig.device.zeros::<u32>(3).expect(NEEDS), rig.device.zeros::<u32>(3).expect(NEEDS));
     let wanted = rig.device.upload(&[2u32, 0]).expect(NEEDS);
     let feed = Feed { token: token.ptr(), position: position.ptr(), wanted: wanted.ptr() };
     for _ in 0..2 {

@@ -13,7 +13,9 @@ use crate::buffers;
 fn step(rows: usize, vocab: usize) -> Step {
     let token = |t: usize| (random(3, t) % vocab as u64) as u32;
     Step {
-        rows: (0..rows).map(|t| Row { token: token(t), position: t as u32 % 256, sequence: t as u32 / 256 }).collect(),
+        rows: (0..rows)
+            .map(|t| Row { token: token(t), position: t as u32 % 256, sequence: t as u32 / 256 })
+            .collect(),
         tables: (0..rows.div_ceil(256) as u32).map(|s| (4 * s..4 * s + 4).rev().collect()).collect(),
         logits: vec![],
     }
@@ -94,7 +96,8 @@ fn norms_and_fixed_point() {
         let want: Vec<f32> = x.chunks_exact(hidden).flat_map(|x| rms_norm(x, &weight, 1e-6)).collect();
 
         cuda.buffers.x.write(0, &x).expect(NEEDS);
-        let (from, to, by) = (cuda.buffers.x.ptr(), cuda.buffers.normed.ptr(), cuda.weights.layers[0].ffn_norm);
+        let (from, to, by) =
+            (cuda.buffers.x.ptr(), cuda.buffers.normed.ptr(), cuda.weights.layers[0].ffn_norm);
         cuda.normalise(from, None, 40, by, Some(to), true).expect(NEEDS);
         let mut got = vec![0.0; want.len()];
         cuda.buffers.normed.read(0, &mut got).expect(NEEDS);
@@ -218,8 +221,7 @@ fn pairs_by_expert() {
         let mut cuda = cuda(&model, Activations::A16, t);
         // Distinct within a row; some experts popular, some nobody's.
         let first = |t: usize| (random(4, t) % experts as u64).min(random(5, t) % experts as u64) as usize;
-        let ids: Vec<u32> =
-            (0..t * used).map(|i| ((first(i / used) + i % used) % experts) as u32).collect();
+        let ids: Vec<u32> = (0..t * used).map(|i| ((first(i / used) + i % used) % experts) as u32).collect();
         cuda.begin(&step(t, 64)).expect(NEEDS);
         let floats: Vec<f32> = ids.iter().map(|&id| id as f32).collect();
         cuda.write(Buffer::Experts, &floats).expect(NEEDS);
@@ -240,6 +242,9 @@ fn pairs_by_expert() {
             })
             .collect();
         assert_eq!(got.tiles, tiles, "{what}");
-        assert!(tiles.len() <= crate::launch::group::Groups::max_tiles(ids.len(), experts, columns), "{what}");
+        assert!(
+            tiles.len() <= crate::launch::group::Groups::max_tiles(ids.len(), experts, columns),
+            "{what}"
+        );
     }
 }
