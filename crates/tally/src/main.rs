@@ -53,6 +53,8 @@ enum Command {
     Perplexity(perplexity::Args),
     /// Run a prompt on two devices and hold their logits against each other, bit for bit.
     Parity(parity::Args),
+    /// Compile a model's GPU kernels ahead of its first run.
+    Prewarm(prewarm::Args),
     /// Write a model in another tensor type.
     Quantize(quantize::Args),
     /// Write a model of random weights in a named shape.
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => args.run(),
         Command::Perplexity(args) => args.run(),
         Command::Parity(args) => args.run(),
+        Command::Prewarm(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Synth(args) => args.run(),
         Command::Tokenize(args) => args.run(),

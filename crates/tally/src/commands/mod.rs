@@ -7,6 +7,7 @@ pub(crate) mod detokenize;
 pub(crate) mod inspect;
 pub(crate) mod parity;
 pub(crate) mod perplexity;
+pub(crate) mod prewarm;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod synth;
