@@ -88,6 +88,9 @@ pub enum Error {
         /// The longest context that would fit, if any.
         would_fit: Option<usize>,
     },
+    /// The cache's rows were asked for before a layer had stored any.
+    #[error("nothing has been stored in this step")]
+    NothingStored,
     /// The driver refused something.
     #[error("the GPU failed: {what}: {text} ({name})")]
     Driver {

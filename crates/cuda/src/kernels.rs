@@ -20,6 +20,9 @@ pub(crate) type UnitOf = (&'static str, &'static [&'static str]);
 const UNITS: &[UnitOf] = &[
     crate::weights::UNIT,
     launch::embed::UNIT,
+    launch::rope_store::UNIT,
+    launch::attend::UNIT_SPLIT,
+    launch::attend::UNIT_STREAM,
     launch::decode::UNIT,
     launch::decode::UNIT_FFN,
     launch::decode::UNIT_HEAD,

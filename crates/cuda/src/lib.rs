@@ -153,6 +153,7 @@ impl Cuda {
             self.generation.forget();
         }
         self.replay.begin((step.rows.len(), step.logits.len()));
+        self.cache.begin();
         self.step.set(step)
     }
 
@@ -183,7 +184,11 @@ impl Cuda {
         let key = (self.step.rows(), self.step.outputs());
         let failed = fault(STEP);
         match self.replay.get(key) {
-            Some(Recording::Ready(graph)) => graph.launch().map_err(failed),
+            Some(Recording::Ready(graph)) => {
+                graph.launch().map_err(failed)?;
+                self.cache.set_all_stored();
+                Ok(())
+            }
             Some(Recording::Seen) => {
                 self.device.begin_capture().map_err(&failed)?;
                 let launched = self.launch(sites);

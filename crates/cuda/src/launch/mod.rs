@@ -2,10 +2,12 @@
 //! `kernels/<stage>.cu`.
 
 pub(crate) mod decode;
+pub(crate) mod attend;
 pub(crate) mod bandwidth;
 pub(crate) mod embed;
 pub(crate) mod fixed;
 pub(crate) mod group;
+pub(crate) mod rope_store;
 pub(crate) mod route;
 pub(crate) mod sample;
 

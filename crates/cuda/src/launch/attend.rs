@@ -1,0 +1,185 @@
+//! `attend`: few rows by spans over all processors (`kernels/attend_split.cu`), many rows by streams of tiles
+//! (`kernels/attend_stream.cu`). Which of the two runs depends on the number of rows and on the model, never on positions:
+//! a recorded step serves all of them.
+
+use std::sync::Arc;
+
+use model::{BLOCK, Config};
+use quant::fixed::block_len;
+
+use crate::driver::{Arguments, Device, Memory, Shape, size};
+use crate::kernels::UnitOf;
+use crate::{Cuda, Error};
+
+pub(crate) const UNIT_SPLIT: UnitOf = ("attend_split.cu", &["attend_split"]);
+pub(crate) const UNIT_STREAM: UnitOf = ("attend_stream.cu", &["attend_stream"]);
+
+/// Rows of the largest step that is split by spans; a lane of `attend_split` knows two rows.
+const SPLIT_ROWS: usize = 64;
+/// Tiles of a span (rule 5).
+const SPAN_TILES: usize = 4;
+/// Bytes that partial results may take. What does not fit takes several launches.
+const SCRATCH: usize = 64 << 20;
+/// Shared memory that needs no asking.
+const FREE_SHARED: usize = 48 << 10;
+
+/// How the split kernel cuts a model's heads.
+#[derive(Debug, Clone, Copy)]
+struct Split {
+    /// Query heads of a unit.
+    wide: usize,
+    /// KV heads, or slices of them.
+    units: usize,
+    head_dim: usize,
+}
+
+impl Split {
+    fn of(config: &Config) -> Split {
+        let group = config.heads / config.kv_heads;
+        Split { wide: group.min(16), units: config.kv_heads * group.div_ceil(16), head_dim: config.head_dim }
+    }
+
+    /// Values of a partial result: those of each head, 16 exponents, 16 sums.
+    fn partial(self) -> usize {
+        self.wide * self.head_dim + 32
+    }
+
+    /// `SHARED_BYTES` of the kernel.
+    fn shared(self) -> usize {
+        let octets = self.wide.div_ceil(8);
+        let queries = octets * (self.head_dim / 32) * 512;
+        let weights = SPAN_TILES * (BLOCK / 32) * octets * 512;
+        let tiles = SPAN_TILES * self.wide * (self.head_dim.max(BLOCK) + 4);
+        let items = queries + weights + 4 * (tiles + 3 * SPAN_TILES * 16 + 16);
+        let heads = 256 / self.head_dim + 2;
+        items.max(heads * 64 * 8 + 4 * (heads + 256))
+    }
+}
+
+/// What the split kernel leaves between its blocks of threads.
+pub(crate) struct Scratch {
+    /// `[rows, units, spans]` partial results.
+    partials: Memory<f32>,
+    /// Spans that are there and jobs that are done, `[2, rows, units]`; zero between launches.
+    counters: Memory<u32>,
+}
+
+impl Scratch {
+    /// For a cache of `blocks` blocks.
+    pub(crate) fn new(device: &Arc<Device>, config: &Config, blocks: usize) -> Result<Scratch, Error> {
+        let (partials, counters) = Scratch::sizes(config, blocks);
+        Ok(Scratch { partials: device.alloc(partials)?, counters: device.zeros(counters)? })
+    }
+
+    /// Bytes that `new` takes.
+    pub(crate) fn bytes(config: &Config, blocks: usize) -> usize {
+        let (partials, counters) = Scratch::sizes(config, blocks);
+        4 * (partials + counters)
+    }
+
+    fn sizes(config: &Config, blocks: usize) -> (usize, usize) {
+        let split = Split::of(config);
+        // No sequence has more spans than the cache has.
+        let rows = SPLIT_ROWS * blocks.div_ceil(SPAN_TILES) * split.units * split.partial();
+        (rows.min(SCRATCH / 4), 2 * SPLIT_ROWS * split.units)
+    }
+
+    /// Rows that one launch can take, when tables have `stride` blocks.
+    fn rows(&self, split: Split, stride: usize) -> usize {
+        let row = stride.div_ceil(SPAN_TILES) * split.units * split.partial();
+        (self.partials.len() / row).min(SPLIT_ROWS)
+    }
+}
+
+/// How the stream kernel is built: its constants of these names.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    warps: usize,
+    stages: usize,
+    rows: usize,
+    head_dim: usize,
+}
+
+impl Stream {
+    fn of(config: &Config, arch: u32) -> Stream {
+        let large = matches!(arch, 80 | 90 | 100);
+        let (warps, stages) = match (config.head_dim > 128, large) {
+            (false, true) => (8, 5),
+            (false, false) => (4, 3),
+            (true, true) => (4, 2),
+            (true, false) => (2, 2),
+        };
+        let rows = 16 * warps / (config.heads / config.kv_heads);
+        Stream { warps, stages, rows, head_dim: config.head_dim }
+    }
+
+    fn shared(self) -> usize {
+        let stage = 2 * BLOCK * self.head_dim + 2 * BLOCK * 4;
+        self.stages * (stage + 16) + self.warps * self.head_dim * 64
+    }
+}
+
+/// `256 log2(e) / sqrt(HD)`: turns an integer product (in units of 256) into a score in base 2 (`cpu::attention`).
+fn score_scale(head_dim: usize) -> f32 {
+    (256.0 * std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32
+}
+
+impl Cuda {
+    /// Writes `Attn`, and its fixed-point copy, which `attn_out` reads.
+    pub(crate) fn attend(&mut self, layer: usize) -> Result<(), Error> {
+        let config = &self.model.config;
+        let rows = self.step.rows();
+        let at_once = self.cache.scratch.rows(Split::of(config), self.step.arg().stride as usize);
+        let (row, group) = (config.heads * config.head_dim, config.heads / config.kv_heads * config.head_dim);
+        let fits_units = block_len(row) == 32 || group.is_multiple_of(256);
+        if rows <= SPLIT_ROWS && at_once > 0 {
+            for first in (0..rows).step_by(at_once) {
+                self.attend_split(layer, first, at_once.min(rows - first))?;
+            }
+            // Blocks of fixed point that several units share are rounded when all are there.
+            if fits_units {
+                return Ok(());
+            }
+        } else {
+            self.attend_stream(layer)?;
+        }
+        self.fix(self.buffers.attn.ptr(), rows, &self.buffers.attn_fixed)
+    }
+
+    fn attend_split(&self, layer: usize, first: usize, count: usize) -> Result<(), Error> {
+        let (b, config, scratch) = (&self.buffers, &self.model.config, &self.cache.scratch);
+        let arguments = Arguments::default()
+            .push(b.q.ptr())
+            .push(self.cache.layer(layer))
+            .push(self.step.arg())
+            .push(size(first))
+            .push(size(count))
+            .push(score_scale(config.head_dim))
+            .push(b.attn.ptr())
+            .push(b.attn_fixed.arg())
+            .push(scratch.partials.ptr())
+            .push(scratch.counters.ptr());
+        let (kernel, shared) = (self.kernels.get("attend_split"), Split::of(config).shared());
+        if shared > FREE_SHARED {
+            kernel.allow_shared(shared)?;
+        }
+        // One block of threads a processor: all of them resident, which the kernel relies on.
+        kernel.launch(&self.device, Shape::new(self.device.gpu.processors, 512).shared(shared), arguments)
+    }
+
+    fn attend_stream(&self, layer: usize) -> Result<(), Error> {
+        let (b, config) = (&self.buffers, &self.model.config);
+        let stream = Stream::of(config, self.device.gpu.arch);
+        let arguments = Arguments::default()
+            .push(b.q.ptr())
+            .push(self.cache.layer(layer))
+            .push(self.step.arg())
+            .push(score_scale(config.head_dim))
+            .push(b.attn.ptr());
+        let kernel = self.kernels.get("attend_stream");
+        kernel.allow_shared(stream.shared())?;
+        let blocks = self.step.rows().div_ceil(stream.rows) * config.kv_heads;
+        let shape = Shape::new(blocks, 32 * size(stream.warps)).shared(stream.shared());
+        kernel.launch(&self.device, shape, arguments)
+    }
+}
