@@ -11,6 +11,10 @@ test:
 check:
     .ci/run
 
+# The tests that need an NVIDIA GPU.
+gpu-test:
+    cargo test -p cuda --release -- --ignored --test-threads 1
+
 # Text from the model that ships.
 run prompt='fn main() {':
     cargo run --release -- run -p '{{prompt}}'

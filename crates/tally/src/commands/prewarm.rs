@@ -80,9 +80,14 @@ impl Args {
         let (there, seconds) = (total - compiled, start.elapsed().as_secs_f64());
         let archs: Vec<u32> = compilers.iter().map(|(arch, _)| *arch).collect();
         if self.json {
+            // Of this machine, which need not have any.
+            let gpus = cuda::gpus().unwrap_or_default();
+            let names: Vec<_> = gpus.iter().map(|gpu| &gpu.name).collect();
+            let driver = gpus.first().map(|gpu| format!("{}.{}", gpu.driver / 1000, gpu.driver % 1000 / 10));
             return output::json(&json!({
                 "model": name, "architectures": archs, "compiled": compiled, "already_there": there,
-                "seconds": seconds, "folder": folder.display().to_string(),
+                "seconds": seconds, "folder": folder.display().to_string(), "kernel_hash": cuda::source_hash(),
+                "nvrtc": cuda::nvrtc_version()?, "driver": driver, "gpus": names,
             }));
         }
         let archs = archs.iter().map(|arch| format!("sm_{arch}")).collect::<Vec<_>>().join(", ");

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Runs a command on a machine with a GPU and writes what it proved as JSON (evidence/README.md).
+
+    evidence.py OUT.json --what TEXT --tally BINARY [--model FILE] -- COMMAND..
+
+Output passes through; the exit code is the command's. Figures are the command's standard output where that is JSON, and
+the counts of its "test result" lines otherwise.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+
+def run(command):
+    """Exit code and standard output of `command`, which is shown as it comes unless it is JSON."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if not lines[0].startswith("{"):
+            print(line, end="", flush=True)
+    return process.wait(), "".join(lines)
+
+
+def figures(output):
+    try:
+        return json.loads(output)
+    except ValueError:
+        pass
+    found = re.findall(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", output)
+    sums = [sum(map(int, column)) for column in zip(*found)] or [0, 0, 0]
+    failed = re.findall(r"^test (\S+) \.\.\. FAILED$", output, re.MULTILINE)
+    return {"passed": sums[0], "failed": sums[1], "ignored": sums[2], "failures": failed}
+
+
+def hash_file(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(16 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--what", required=True)
+    parser.add_argument("--tally", required=True)
+    parser.add_argument("--model")
+    split = sys.argv.index("--")
+    args, command = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    # Fails where there is no GPU, no driver or no compiler: then there is nothing to be evidence of.
+    device = json.loads(subprocess.run([args.tally, "prewarm", "--json"], check=True, capture_output=True).stdout)
+    start = time.time()
+    code, output = run(command)
+    result = figures(output)
+    # A run of no test proves nothing.
+    passed = code == 0 and result.get("passed") != 0
+    record = {
+        "what": args.what,
+        "outcome": "passed" if passed else "failed",
+        "exit_code": code,
+        "command": shlex.join([os.path.basename(command[0]), *command[1:]]),
+        "gpu": device["gpus"][0],
+        "driver": device["driver"],
+        "nvrtc": device["nvrtc"],
+        "kernel_hash": device["kernel_hash"],
+        "model_hash": hash_file(args.model) if args.model else None,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "seconds": round(time.time() - start, 3),
+        "figures": result,
+    }
+    os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
+    with open(args.out, "w") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    sys.exit(code)
+
+
+main()
