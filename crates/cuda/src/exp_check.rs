@@ -10,8 +10,8 @@ const CHUNKS: usize = 256;
 const THREADS: u32 = 256;
 const BLOCKS_PER_CHUNK: usize = 64;
 
-/// What is compiled for the check: of no model.
-pub(crate) fn unit() -> Unit {
+/// What [`exp_checksums`] compiles: a unit of no model.
+pub fn exp_unit() -> Unit {
     let mut defines = arithmetic();
     // Named by the headers, used by none of these functions.
     defines.extend([("PLANES", "2"), ("TYPES", "0u")].map(|(name, value)| (name.into(), value.into())));
@@ -26,7 +26,7 @@ pub(crate) fn unit() -> Unit {
 /// [`Error`] if there is no such GPU or no compiler.
 pub fn exp_checksums(ordinal: usize) -> Result<Vec<[u64; 3]>, Error> {
     let device = Device::open(ordinal)?;
-    let image = Compiler::new(device.gpu.arch, None)?.image(&unit())?;
+    let image = Compiler::new(device.gpu.arch, None)?.image(&exp_unit())?;
     let module = Module::load(&device, &image)?;
     let sums = device.zeros::<u64>(3 * CHUNKS)?;
     let shape = Shape { dependent: false, ..Shape::new(1, THREADS).grid(BLOCKS_PER_CHUNK, CHUNKS, 1) };

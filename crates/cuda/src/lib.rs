@@ -31,7 +31,7 @@ use quant::fixed::Activations;
 pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
 pub use driver::{Gpu, gpus};
 pub use error::Error;
-pub use exp_check::exp_checksums;
+pub use exp_check::{exp_checksums, exp_unit};
 pub use kernels::{compile_all, units};
 pub use launch::bandwidth::ReadBandwidth;
 pub use plan::Plan;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use cuda::{Compiler, Error, Unit, nvrtc_version, units};
+use cuda::{Compiler, Error, Unit, exp_unit, nvrtc_version, units};
 use gguf::Dtype;
 use model::{Config, Ffn, Model, Moe, Spec};
 use quant::fixed::Activations;
@@ -101,6 +101,7 @@ fn every_unit_compiles_for_every_architecture() {
         ARCHITECTURES.iter().flat_map(|&arch| units.iter().map(move |u| (arch, u.clone()))).collect()
     };
     let mut work = for_all(&units(&every_type(), Activations::A16));
+    work.extend(for_all(&[exp_unit()]));
     work.extend(units(&dense(), Activations::A8).into_iter().map(|u| (80, u)));
     work.extend(full_size().into_iter().map(|u| (90, u)));
     compile(&work);

@@ -6,7 +6,7 @@ use crate::{Cuda, Error};
 
 pub(crate) const UNIT: UnitOf = ("embed.cu", &["embed"]);
 
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 
 impl Cuda {
     pub(crate) fn embed(&mut self) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use crate::{Cuda, Error};
 
 pub(crate) const UNIT: UnitOf = ("fixed.cu", &["normalise", "fix_256", "fix_32"]);
 
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 
 impl Cuda {
     /// Normalises `rows` rows of `x` (`[.., D]`) by rule 3 with `weight` (`[D]`): row `i`, or row `picks[i]`. Writes them

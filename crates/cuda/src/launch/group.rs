@@ -11,7 +11,7 @@ use crate::{Cuda, Error};
 
 pub(crate) const UNIT: UnitOf = ("group.cu", &["group"]);
 
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// A warp places one expert's pairs.
 const EXPERTS_PER_BLOCK: usize = THREADS as usize / 32;
 

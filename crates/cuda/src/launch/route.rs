@@ -7,7 +7,7 @@ use crate::{Cuda, Error};
 
 pub(crate) const UNIT: UnitOf = ("route.cu", &["choose"]);
 
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// A warp takes one row.
 const ROWS_PER_BLOCK: usize = THREADS as usize / 32;
 

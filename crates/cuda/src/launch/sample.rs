@@ -21,12 +21,12 @@ const NAMES: [&str; 6] =
     ["sample_measure", "sample_histogram", "sample_collect", "sample_threshold", "sample_sum", "sample_draw"];
 
 /// As in `sample.cuh`.
-const SLICE_THREADS: u32 = 512;
-const SLICE: usize = 8 * SLICE_THREADS as usize;
-const ROW_THREADS: u32 = 1024;
-const BINS: usize = 1024;
-const LISTED: usize = 8192;
-const NO_TOKEN: u32 = u32::MAX;
+pub(super) const SLICE_THREADS: u32 = 512;
+pub(super) const SLICE: usize = 8 * SLICE_THREADS as usize;
+pub(super) const ROW_THREADS: u32 = 1024;
+pub(super) const BINS: usize = 1024;
+pub(super) const LISTED: usize = 8192;
+pub(super) const NO_TOKEN: u32 = u32::MAX;
 /// Draws that may be asked for and not yet collected.
 pub(crate) const RING: u32 = 8;
 

@@ -10,6 +10,8 @@ use model::{Config, Ffn, Model, Moe, Spec};
 use quant::fixed::Activations;
 use synth::Shape;
 
+use super::{embed, fixed, group, route, sample as host};
+use crate::compile::SOURCES;
 use crate::{Cuda, Options};
 
 /// What a test says when there is no GPU.
@@ -63,5 +65,27 @@ fn same(what: &str, want: &[f32], got: &[f32]) {
     assert_eq!(want.len(), got.len(), "{what}: lengths");
     if let Some(i) = (0..want.len()).find(|&i| bits(want[i]) != bits(got[i])) {
         panic!("{what}: [{i}] is {} ({:08x}), not {} ({:08x})", got[i], bits(got[i]), want[i], bits(want[i]));
+    }
+}
+
+/// A constant that host and kernels each spell must be one: shapes of launches and lengths of buffers follow from it.
+#[test]
+fn host_and_kernels_agree() {
+    for (file, name, value) in [
+        ("embed.cu", "THREADS", embed::THREADS.to_string()),
+        ("fixed.cu", "THREADS", fixed::THREADS.to_string()),
+        ("group.cu", "THREADS", group::THREADS.to_string()),
+        ("route.cu", "THREADS", route::THREADS.to_string()),
+        ("sample.cuh", "SLICE_THREADS", host::SLICE_THREADS.to_string()),
+        ("sample.cuh", "SLICE", format!("{} * SLICE_THREADS", host::SLICE / host::SLICE_THREADS as usize)),
+        ("sample.cuh", "ROW_THREADS", host::ROW_THREADS.to_string()),
+        ("sample.cuh", "BINS", host::BINS.to_string()),
+        ("sample.cuh", "LISTED", host::LISTED.to_string()),
+        ("sample.cuh", "RING", host::RING.to_string()),
+        ("sample.cuh", "NO_TOKEN", format!("{:#x}u", host::NO_TOKEN)),
+    ] {
+        let source = SOURCES.iter().find(|(other, _)| *other == file).expect("a file of kernels").1;
+        let line = format!("constexpr u32 {name} = {value};");
+        assert!(source.contains(&line), "{file} does not say `{line}`");
     }
 }
