@@ -140,6 +140,12 @@ __device__ __forceinline__ Item item_at(u32 index, const Rows& rows, const Step&
     return item;
 }
 
+// A fragment of the cache as the A operand.
+struct Rows16 {
+    u32 word[4];
+    __device__ __forceinline__ Rows16(const uint4& v) : word{v.x, v.z, v.y, v.w} {}
+};
+
 // What a warp holds of a tile's keys: 16 of them, two scales a thread (g and g + 8).
 struct Keys {
     uint4 hi[KEY_CHUNKS], lo[KEY_CHUNKS];
@@ -236,12 +242,11 @@ __device__ __forceinline__ void score(const Keys& keys) {
         i32 hh[4] = {}, hl[4] = {}, lh[4] = {};
 #pragma unroll
         for (u32 k = 0; k < KEY_CHUNKS; k++) {
-            const u32 hi[4] = {keys.hi[k].x, keys.hi[k].y, keys.hi[k].z, keys.hi[k].w};
-            const u32 lo[4] = {keys.lo[k].x, keys.lo[k].y, keys.lo[k].z, keys.lo[k].w};
+            const Rows16 hi(keys.hi[k]), lo(keys.lo[k]);
             const uint4 q = s.queries[n][k][lane];
-            mma_k32<true>(hh, hi, q.x, q.y);
-            mma_k32<true>(hl, hi, q.z, q.w);
-            mma_k32<true>(lh, lo, q.x, q.y);
+            mma_k32<true>(hh, hi.word, q.x, q.y);
+            mma_k32<true>(hl, hi.word, q.z, q.w);
+            mma_k32<true>(lh, lo.word, q.x, q.y);
         }
 #pragma unroll
         for (u32 c = 0; c < 4; c++) {
@@ -314,11 +319,10 @@ __device__ __forceinline__ void gather(const Values& values) {
             i32 hh[4] = {}, hl[4] = {}, lh[4] = {};
 #pragma unroll
             for (u32 h = 0; h < VALUE_CHUNKS; h++) {
-                const u32 hi[4] = {values.hi[i][h].x, values.hi[i][h].y, values.hi[i][h].z, values.hi[i][h].w};
-                const u32 lo[4] = {values.lo[i][h].x, values.lo[i][h].y, values.lo[i][h].z, values.lo[i][h].w};
-                mma_k32<true>(hh, hi, w[h].x, w[h].y);
-                mma_k32<true>(hl, hi, w[h].z, w[h].w);
-                mma_k32<true>(lh, lo, w[h].x, w[h].y);
+                const Rows16 hi(values.hi[i][h]), lo(values.lo[i][h]);
+                mma_k32<true>(hh, hi.word, w[h].x, w[h].y);
+                mma_k32<true>(hl, hi.word, w[h].z, w[h].w);
+                mma_k32<true>(lh, lo.word, w[h].x, w[h].y);
             }
             f32* const to = s.tile[tile] + (i * PARTS + part) * 16 + fragment_row();
 #pragma unroll

@@ -26,7 +26,7 @@ constexpr bool LARGE = false;
 #endif
 // launch/attend.rs knows these three as well.
 constexpr u32 WARPS = HEAD_DIM > 128 ? (LARGE ? 4 : 2) : (LARGE ? 8 : 4);
-constexpr u32 STAGES = HEAD_DIM > 128 ? 2 : (LARGE ? 5 : 3);
+constexpr u32 STAGES = HEAD_DIM > 128 ? 2 : 4;
 constexpr u32 ROWS = 16 * WARPS / GROUP;
 
 constexpr u32 THREADS = WARPS * 32;
@@ -127,12 +127,12 @@ __device__ __forceinline__ void scores_of(f32 (&score)[8][4], const Queries& q, 
             for (u32 m = 0; m < 2; m++) {
                 const u8* const at = unit + fragment_at((half * 2 + m) * KEY_CHUNKS + k, lane);
                 const uint4 hi = *(const uint4*)at, lo = *(const uint4*)(at + PLANE_BYTES);
-                mma_k32<true>(hh[2 * m], q.hi[k], hi.x, hi.z);
-                mma_k32<true>(hh[2 * m + 1], q.hi[k], hi.y, hi.w);
-                mma_k32<true>(hl[2 * m], q.lo[k], hi.x, hi.z);
-                mma_k32<true>(hl[2 * m + 1], q.lo[k], hi.y, hi.w);
-                mma_k32<true>(hl[2 * m], q.hi[k], lo.x, lo.z);
-                mma_k32<true>(hl[2 * m + 1], q.hi[k], lo.y, lo.w);
+                mma_k32<true>(hh[2 * m], q.hi[k], hi.x, hi.y);
+                mma_k32<true>(hh[2 * m + 1], q.hi[k], hi.z, hi.w);
+                mma_k32<true>(hl[2 * m], q.lo[k], hi.x, hi.y);
+                mma_k32<true>(hl[2 * m + 1], q.lo[k], hi.z, hi.w);
+                mma_k32<true>(hl[2 * m], q.hi[k], lo.x, lo.y);
+                mma_k32<true>(hl[2 * m + 1], q.hi[k], lo.z, lo.w);
             }
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
@@ -263,12 +263,12 @@ __device__ __forceinline__ void gather(f32 (&out)[2 * SLABS][4], const Weights& 
         for (u32 h = 0; h < VALUE_CHUNKS; h++) {
             const u8* const at = unit + fragment_at(s * VALUE_CHUNKS + h, lane);
             const uint4 hi = *(const uint4*)at, lo = *(const uint4*)(at + PLANE_BYTES);
-            mma_k32<true>(hh[0], w.hi[h], hi.x, hi.z);
-            mma_k32<true>(hh[1], w.hi[h], hi.y, hi.w);
-            mma_k32<true>(hl[0], w.lo[h], hi.x, hi.z);
-            mma_k32<true>(hl[1], w.lo[h], hi.y, hi.w);
-            mma_k32<true>(hl[0], w.hi[h], lo.x, lo.z);
-            mma_k32<true>(hl[1], w.hi[h], lo.y, lo.w);
+            mma_k32<true>(hh[0], w.hi[h], hi.x, hi.y);
+            mma_k32<true>(hh[1], w.hi[h], hi.z, hi.w);
+            mma_k32<true>(hl[0], w.lo[h], hi.x, hi.y);
+            mma_k32<true>(hl[1], w.lo[h], hi.z, hi.w);
+            mma_k32<true>(hl[0], w.hi[h], lo.x, lo.y);
+            mma_k32<true>(hl[1], w.hi[h], lo.z, lo.w);
         }
         f32 y[2][4];
 #pragma unroll
@@ -348,9 +348,10 @@ struct Ring {
     u64 *full, *empty;
 
     __device__ __forceinline__ u8* stage(u32 unit) const { return stages + unit % STAGES * STAGE_BYTES; }
-    // Copies a unit into its stage once all warps have left the one before; the warps take turns.
+    // Whose turn it is to copy a unit.
+    __device__ __forceinline__ bool mine(u32 unit) const { return threadIdx.x / 32 == unit % WARPS; }
+    // A warp copies a unit into its stage once all warps have left the one before.
     __device__ __forceinline__ void fill(u32 unit, const u8* from, u32 bytes) const {
-        if (threadIdx.x / 32 != unit % WARPS) return;
         if (unit >= STAGES) barrier_wait(empty + unit % STAGES, unit / STAGES + 1 & 1);
         copy_stage(stage(unit), from, bytes, full + unit % STAGES);
     }
@@ -400,7 +401,7 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
         const u32 tiles = step.position[past - 1] / BLOCK + 1;
         const u32* const table = step.tables + (u64)sequence * step.stride;
         const auto fill = [&](u32 unit) {
-            if (unit >= 2 * tiles) return;
+            if (unit >= 2 * tiles || !ring.mine(base + unit)) return;
             const u8* const tile = tile_at(layer, table[unit / 2], kv_head);
             ring.fill(base + unit, tile + (unit % 2 ? VALUES_AT : KEYS_AT), unit % 2 ? VALUE_UNIT : KEY_UNIT);
         };

@@ -5,11 +5,12 @@
 //   keys     two planes (high, low) of [4][HD / 32] fragments of 16 keys x 32 dimensions
 //   scales   f32 [64] of the keys, then [64] of the values
 //   values   two planes of [HD / 16][2] fragments of 16 dimensions x 32 keys
-// A fragment is 512 bytes: the 16 bytes of lane l are its four words of the A operand of mma m16n8k32 (fragment.cuh), so
-// a warp reads it in one coalesced load. Words 0 and 2 are also the B operand of the fragment's rows 0 to 7, and words 1
-// and 3 that of rows 8 to 15: decode takes keys as rows (A) and query heads as columns, prefill the other way round.
-// Among the 32 keys of a value fragment, the key that stands at place k of the product is `key_of_place`: the order in
-// which the results of the score product lie in a thread's registers, so that probabilities need not move.
+// A fragment is 512 bytes, which a warp reads in one coalesced load: the 16 bytes of lane l are its two words of the B
+// operand of mma m16n8k32 (fragment.cuh) for the fragment's rows 0 to 7, then those for rows 8 to 15. The same words, the
+// middle ones swapped, are the A operand of all 16 rows: prefill takes query heads as rows (A) and keys as columns (B),
+// and wants its operands in neighbouring registers; decode, with few query heads, takes them the other way round.
+// The 32 keys of a value fragment stand at the places that `place_of_key` says: the order in which the results of the
+// score product lie in a thread's registers, so that probabilities need not move.
 // That is the size of f16 and a scale to a row. Slots never stored in hold zeros or leftovers: their scales are never
 // used, and their planes meet integer zeros alone.
 #pragma once
@@ -32,7 +33,7 @@ __device__ __forceinline__ u32 fragment_at(u32 which, u32 lane) { return which *
 
 // Byte of (row, place) in a fragment of 16 rows x 32 places.
 __device__ __forceinline__ u32 byte_at(u32 row, u32 place) {
-    const u32 lane = row % 8 * 4 + place % 16 / 4, word = row / 8 + place / 16 * 2;
+    const u32 lane = row % 8 * 4 + place % 16 / 4, word = row / 8 * 2 + place / 16;
     return lane * 16 + word * 4 + place % 4;
 }
 

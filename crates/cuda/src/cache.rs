@@ -151,7 +151,7 @@ impl Layout {
 
 /// Byte of (row, place) in a fragment.
 fn byte_at(row: usize, place: usize) -> usize {
-    let (lane, word) = (row % 8 * 4 + place % 16 / 4, row / 8 + place / 16 * 2);
+    let (lane, word) = (row % 8 * 4 + place % 16 / 4, row / 8 * 2 + place / 16);
     lane * 16 + word * 4 + place % 4
 }
 

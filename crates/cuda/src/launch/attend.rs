@@ -104,8 +104,8 @@ impl Stream {
     fn of(config: &Config, arch: u32) -> Stream {
         let large = matches!(arch, 80 | 90 | 100);
         let (warps, stages) = match (config.head_dim > 128, large) {
-            (false, true) => (8, 5),
-            (false, false) => (4, 3),
+            (false, true) => (8, 4),
+            (false, false) => (4, 4),
             (true, true) => (4, 2),
             (true, false) => (2, 2),
         };
