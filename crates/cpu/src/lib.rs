@@ -94,8 +94,23 @@ struct Buffers {
     expert_weights: Vec<f32>,
     hidden: Vec<f32>,
     logits: Vec<f32>,
+    /// What is kept of the inside of stages, while it is observed.
+    inside: Option<Inside>,
     /// The layer whose rows of the cache were stored last: where [`Buffer::CacheK`] is read from.
     cached_layer: Option<usize>,
+}
+
+/// What goes on inside the feed-forward stages; empty until the stage that fills it has run in this step.
+#[derive(Default)]
+struct Inside {
+    /// `[T, K, F]`.
+    gate: Vec<f32>,
+    /// `[T, K, F]`.
+    up: Vec<f32>,
+    /// `[T, K, D]`.
+    down: Vec<f32>,
+    /// Of the dense network, `[T, 1, F]`.
+    hidden: Vec<f32>,
 }
 
 impl Cpu {
@@ -133,6 +148,19 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// What a stage kept of its inside.
+    fn inside(&self, buffer: Buffer) -> Result<&[f32], Fault> {
+        let refuse = |why: &str| Err(Fault::Buffer { buffer, why: why.into() });
+        let Some(inside) = &self.buffers.inside else { return refuse("it is not being observed") };
+        let kept = match buffer {
+            Buffer::Gate => &inside.gate,
+            Buffer::Up => &inside.up,
+            Buffer::Down => &inside.down,
+            _ => &inside.hidden,
+        };
+        if kept.is_empty() { refuse("no stage of this step has written it") } else { Ok(kept) }
+    }
+
     fn float_buffer(&mut self, buffer: Buffer) -> Option<&mut Vec<f32>> {
         let b = &mut self.buffers;
         Some(match buffer {
@@ -147,6 +175,7 @@ impl Cpu {
             Buffer::Hidden => &mut b.hidden,
             Buffer::Logits => &mut b.logits,
             Buffer::Experts | Buffer::CacheK | Buffer::CacheV => return None,
+            Buffer::Gate | Buffer::Up | Buffer::Down => return None,
         })
     }
 }
@@ -222,7 +251,8 @@ impl Backend for Cpu {
             Buffer::RouterLogits => b.router_logits.clone(),
             Buffer::Experts => b.experts.iter().map(|&e| e as f32).collect(),
             Buffer::ExpertWeights => b.expert_weights.clone(),
-            Buffer::Hidden => b.hidden.clone(),
+            Buffer::Hidden if matches!(self.model.config.ffn, Ffn::Moe(_)) => b.hidden.clone(),
+            Buffer::Gate | Buffer::Up | Buffer::Down | Buffer::Hidden => self.inside(buffer)?.to_vec(),
             Buffer::Logits => b.logits.clone(),
             Buffer::CacheK => self.cached_rows(buffer)?.0,
             Buffer::CacheV => self.cached_rows(buffer)?.1,
@@ -251,7 +281,9 @@ impl Backend for Cpu {
             return Ok(());
         }
         let Some(target) = self.float_buffer(buffer) else {
-            return Err(Fault::Buffer { buffer, why: "the cache is written by rope_store alone".into() });
+            let why =
+                "it is only ever read: the cache is written by rope_store, and a stage's inside by the stage";
+            return Err(Fault::Buffer { buffer, why: why.into() });
         };
         size_of(target.len())?;
         target.copy_from_slice(values);
@@ -260,5 +292,10 @@ impl Backend for Cpu {
 
     fn logits(&mut self) -> Result<&[f32], Fault> {
         Ok(&self.buffers.logits)
+    }
+
+    fn observe(&mut self, on: bool) -> bool {
+        self.buffers.inside = on.then(Inside::default);
+        true
     }
 }

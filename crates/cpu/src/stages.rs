@@ -216,6 +216,7 @@ impl Cpu {
             b.hidden.resize(t * moe.used * moe.width, 0.0);
         }
         b.cached_layer = None;
+        b.inside = b.inside.is_some().then(crate::Inside::default);
         self.scratch.all = (0..t as u32).collect();
     }
 
@@ -371,7 +372,14 @@ impl Cpu {
         pool.install(|| {
             prepare(isa, &mut scratch.operand, &b.normed, model.config.hidden, &[&gate, &up], *activations);
             let x = &scratch.operand;
+            let pairs = b.experts.len() * moe.width;
             let hidden = Columns::new(&mut b.hidden, moe.width);
+            let kept = b.inside.as_mut().map(|inside| {
+                [&mut inside.gate, &mut inside.up].map(|kept| {
+                    kept.resize(pairs, 0.0);
+                    Columns::new(kept, moe.width)
+                })
+            });
             let groups = by_expert(&moe, &b.experts);
             let tasks: Vec<_> =
                 groups.iter().flat_map(|g| chunks(moe.width).map(move |rows| (g, rows))).collect();
@@ -387,6 +395,10 @@ impl Cpu {
                     isa.run(SwiGlu(g, u, out));
                     // SAFETY: a pair belongs to one expert, and tasks of one expert have disjoint ranges of rows.
                     unsafe { hidden.put(pair as usize, rows.start, out) };
+                    for (kept, values) in kept.iter().flatten().zip([g, u]) {
+                        // SAFETY: likewise.
+                        unsafe { kept.put(pair as usize, rows.start, values) };
+                    }
                 }
             });
         });
@@ -418,6 +430,9 @@ impl Cpu {
             (x, outputs, weights).into_par_iter().for_each(|(x, outputs, weights)| {
                 isa.run(Combine { x, outputs, weights });
             });
+            if let Some(inside) = &mut b.inside {
+                inside.down.clone_from(&scratch.delta);
+            }
         });
     }
 
@@ -441,8 +456,15 @@ impl Cpu {
             (hidden.par_chunks_exact_mut(width), gates.par_chunks_exact(width), ups.par_chunks_exact(width))
                 .into_par_iter()
                 .for_each(|(out, g, u)| isa.run(SwiGlu(g, u, out)));
+            if let Some(inside) = &mut b.inside {
+                (inside.gate, inside.up) = (gates, ups);
+                inside.hidden.clone_from(&hidden);
+            }
         });
         self.add_projection(&hidden, width, down);
+        if let Some(inside) = &mut self.buffers.inside {
+            inside.down.clone_from(&self.scratch.delta);
+        }
         self.scratch.hidden = hidden;
     }
 

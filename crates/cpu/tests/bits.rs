@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cpu::{Cpu, Isa, Options};
 use gguf::Dtype;
-use model::{BLOCK, Backend, Config, Ffn, Model, Moe, Row, Step, forward};
+use model::{BLOCK, Backend, Buffer, Config, Ffn, Model, Moe, Row, Step, forward};
 use proptest::prelude::*;
 use quant::fixed::Activations;
 use synth::Shape;
@@ -149,4 +149,34 @@ fn another_arithmetic_is_noticed() {
     let a16 = logits(&model, &options(), &[1, 2, 3], &[3]);
     let a8 = logits(&model, &Options { activations: Activations::A8, ..options() }, &[1, 2, 3], &[3]);
     assert_ne!(a16, a8);
+}
+
+/// Buffers of every stage of every layer, observed or not, and whether the inside can be read.
+#[test]
+fn observing_changes_no_bit() {
+    for dense in [false, true] {
+        let shape = shape(dense, true, 6, 2, 4, 64);
+        let model = mixed(&shape, 5, true);
+        let step = Step::prefill(&[3, 1, 4, 1, 5, 9, 2, 6], 0, vec![0]);
+        let mut cpu = Cpu::new(model.clone(), &options()).unwrap();
+        let bits = |cpu: &mut Cpu| -> Vec<u32> {
+            forward(cpu, &step).unwrap();
+            cpu.logits().unwrap().iter().map(|v| v.to_bits()).collect()
+        };
+        let plain = bits(&mut cpu);
+        let inside = [Buffer::Gate, Buffer::Up, Buffer::Down];
+        assert!(inside.iter().all(|&b| cpu.read(b).is_err()), "nothing is kept unless asked for");
+        assert!(cpu.observe(true));
+        assert_eq!(bits(&mut cpu), plain, "dense {dense}");
+        for buffer in inside {
+            let values = cpu.read(buffer).unwrap();
+            assert_eq!(values.len(), buffer.shape(&model.config, 8, 1).iter().product::<usize>(), "{buffer}");
+            assert!(values.iter().any(|&v| v != 0.0), "{buffer}");
+        }
+        // SwiGLU of what was kept is what the stage handed on.
+        let [gate, up, hidden] = [Buffer::Gate, Buffer::Up, Buffer::Hidden].map(|b| cpu.read(b).unwrap());
+        let again = gate.iter().zip(&up).map(|(g, u)| model::math::silu(*g) * u);
+        assert!(again.eq(hidden.iter().copied()), "dense {dense}");
+        assert!(cpu.observe(false) && cpu.read(Buffer::Gate).is_err());
+    }
 }

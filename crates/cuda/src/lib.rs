@@ -251,6 +251,7 @@ impl Cuda {
             Buffer::Hidden => (&b.hidden, t * of_moe(|m| m.used * m.width)),
             Buffer::Logits => (&b.logits, r * config.vocab),
             Buffer::Experts | Buffer::CacheK | Buffer::CacheV => return None,
+            Buffer::Gate | Buffer::Up | Buffer::Down => return None,
         })
     }
 
@@ -351,6 +352,9 @@ impl Backend for Cuda {
     }
 
     fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        if matches!(buffer, Buffer::Gate | Buffer::Up | Buffer::Down) {
+            return Err(Fault::Buffer { buffer, why: "the GPU does not keep what is inside its stages".into() });
+        }
         self.settle()?;
         self.read_buffer(buffer).map_err(fault(STEP))
     }
@@ -362,6 +366,7 @@ impl Backend for Cuda {
             Buffer::CacheK | Buffer::CacheV => {
                 return refuse("the cache is written by rope_store alone".into());
             }
+            Buffer::Gate | Buffer::Up | Buffer::Down => return refuse("it is only ever read".into()),
             _ => self.floats(buffer).map_or(0, |(_, len)| len),
         };
         if values.len() != len {

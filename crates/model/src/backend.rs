@@ -191,6 +191,13 @@ pub trait Backend {
     /// The logits of the finished step, `[R, V]`, without a copy where the memory allows it.
     fn logits(&mut self) -> Result<&[f32], Fault>;
 
+    /// Keeps, or stops keeping, what goes on inside stages ([`crate::Stage::inside`]), from the next stage on, and says whether
+    /// it can. No bit of anything else changes.
+    fn observe(&mut self, on: bool) -> bool {
+        let _ = on;
+        false
+    }
+
     /// The backend as one that chooses tokens itself, if it can.
     fn chooser(&mut self) -> Option<&mut dyn Chooser> {
         None
@@ -233,6 +240,10 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn logits(&mut self) -> Result<&[f32], Fault> {
         (**self).logits()
+    }
+
+    fn observe(&mut self, on: bool) -> bool {
+        (**self).observe(on)
     }
 
     fn chooser(&mut self) -> Option<&mut dyn Chooser> {

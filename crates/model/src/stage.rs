@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::{Config, Ffn};
+
 /// One step of the forward. Reads and writes are named [`Buffer`]s; shapes use `T` rows of the step, `D` hidden size,
 /// `H`/`KH` query and key/value heads, `HD` head size, `E`/`K` experts and experts chosen, `F` feed-forward width,
 /// `V` vocabulary, `R` rows whose logits are wanted.
@@ -91,6 +93,24 @@ impl Stage {
             Stage::Head => &[Logits],
         }
     }
+
+    /// The buffers that exist only while the backend observes ([`crate::Backend::observe`]): what goes on inside the
+    /// stage, in the order in which a comparison should look at them, which is before what the stage writes.
+    pub const fn inside(self) -> &'static [Buffer] {
+        use Buffer::*;
+        match self {
+            Stage::ExpertsUp => &[Gate, Up],
+            Stage::ExpertsDown => &[Down],
+            // What is `Hidden` between two stages of a mixture of experts lies within this one stage.
+            Stage::FeedForward => &[Gate, Up, Hidden, Down],
+            _ => &[],
+        }
+    }
+
+    /// The stage of this [`Stage::name`].
+    pub fn named(name: &str) -> Option<Stage> {
+        Stage::ALL.into_iter().find(|stage| stage.name() == name)
+    }
 }
 
 impl fmt::Display for Stage {
@@ -146,4 +166,87 @@ pub enum Buffer {
     Hidden,
     /// `[R, V]`.
     Logits,
+    /// Gate projections before SwiGLU, `[T, K, F]` (dense: `[T, 1, F]`); only while the backend observes.
+    Gate,
+    /// Up projections before SwiGLU, `[T, K, F]` (dense: `[T, 1, F]`); only while the backend observes.
+    Up,
+    /// Down projections before they are weighted and summed, `[T, K, D]` (dense: `[T, 1, D]`); only while the backend
+    /// observes.
+    Down,
+}
+
+impl Buffer {
+    /// All buffers, in the order in which a forward first writes them.
+    pub const ALL: [Buffer; 16] = [
+        Buffer::X,
+        Buffer::Q,
+        Buffer::K,
+        Buffer::V,
+        Buffer::CacheK,
+        Buffer::CacheV,
+        Buffer::Attn,
+        Buffer::Normed,
+        Buffer::RouterLogits,
+        Buffer::Experts,
+        Buffer::ExpertWeights,
+        Buffer::Gate,
+        Buffer::Up,
+        Buffer::Hidden,
+        Buffer::Down,
+        Buffer::Logits,
+    ];
+
+    /// The name in traces and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Buffer::X => "x",
+            Buffer::Q => "q",
+            Buffer::K => "k",
+            Buffer::V => "v",
+            Buffer::CacheK => "cache_k",
+            Buffer::CacheV => "cache_v",
+            Buffer::Attn => "attn",
+            Buffer::Normed => "normed",
+            Buffer::RouterLogits => "router_logits",
+            Buffer::Experts => "experts",
+            Buffer::ExpertWeights => "expert_weights",
+            Buffer::Hidden => "hidden",
+            Buffer::Logits => "logits",
+            Buffer::Gate => "gate",
+            Buffer::Up => "up",
+            Buffer::Down => "down",
+        }
+    }
+
+    /// The buffer of this [`Buffer::name`].
+    pub fn named(name: &str) -> Option<Buffer> {
+        Buffer::ALL.into_iter().find(|buffer| buffer.name() == name)
+    }
+
+    /// Its shape in a step of `rows` rows of which `outputs` have logits, row-major; the first is the number of rows.
+    /// A dense model counts as one with a single expert.
+    pub fn shape(self, config: &Config, rows: usize, outputs: usize) -> Vec<usize> {
+        let (experts, used, width) = match config.ffn {
+            Ffn::Dense { width } => (1, 1, width),
+            Ffn::Moe(moe) => (moe.experts, moe.used, moe.width),
+        };
+        match self {
+            Buffer::X | Buffer::Normed => vec![rows, config.hidden],
+            Buffer::Q | Buffer::Attn => vec![rows, config.heads, config.head_dim],
+            Buffer::K | Buffer::V | Buffer::CacheK | Buffer::CacheV => {
+                vec![rows, config.kv_heads, config.head_dim]
+            }
+            Buffer::RouterLogits => vec![rows, experts],
+            Buffer::Experts | Buffer::ExpertWeights => vec![rows, used],
+            Buffer::Gate | Buffer::Up | Buffer::Hidden => vec![rows, used, width],
+            Buffer::Down => vec![rows, used, config.hidden],
+            Buffer::Logits => vec![outputs, config.vocab],
+        }
+    }
+}
+
+impl fmt::Display for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }

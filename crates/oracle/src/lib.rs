@@ -217,25 +217,32 @@ impl Oracle {
     fn experts_up(&mut self, layer: usize) {
         let (moe, [_, gate, up, _]) = self.moe(layer);
         let d = self.config().hidden;
-        let mut hidden = Vec::new();
+        let (mut gates, mut ups, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
         for (pair, &e) in self.buffer(Buffer::Experts).iter().enumerate() {
             let x = &self.buffer(Buffer::Normed)[pair / moe.used * d..][..d];
             let first = e as usize * moe.width;
-            hidden.extend(swiglu(&product(&gate, first, moe.width, x), &product(&up, first, moe.width, x)));
+            let (g, u) = (product(&gate, first, moe.width, x), product(&up, first, moe.width, x));
+            hidden.extend(swiglu(&g, &u));
+            gates.extend(g);
+            ups.extend(u);
         }
+        self.set(Buffer::Gate, gates);
+        self.set(Buffer::Up, ups);
         self.set(Buffer::Hidden, hidden);
     }
 
     fn experts_down(&mut self, layer: usize) {
         let (moe, [.., down]) = self.moe(layer);
         let d = self.config().hidden;
-        let mut delta = vec![0.0; self.buffer(Buffer::X).len()];
+        let (mut delta, mut down_rows) = (vec![0.0; self.buffer(Buffer::X).len()], Vec::new());
         let chosen = self.buffer(Buffer::Experts).iter().zip(self.buffer(Buffer::ExpertWeights));
         for (pair, (&e, weight)) in chosen.enumerate() {
             let hidden = &self.buffer(Buffer::Hidden)[pair * moe.width..][..moe.width];
             let y = product(&down, e as usize * d, d, hidden);
-            delta[pair / moe.used * d..][..d].iter_mut().zip(y).for_each(|(o, y)| *o += weight * y);
+            delta[pair / moe.used * d..][..d].iter_mut().zip(&y).for_each(|(o, y)| *o += weight * y);
+            down_rows.extend(y);
         }
+        self.set(Buffer::Down, down_rows);
         self.add_to_x(&delta);
     }
 
@@ -245,8 +252,15 @@ impl Oracle {
             unreachable!("`run` refuses `ffn` for a mixture of experts")
         };
         let x = rms_norm(self.buffer(Buffer::X), &w.ffn_norm, self.config().rms_eps);
-        let hidden = swiglu(&product(gate, 0, gate.rows(), &x), &product(up, 0, up.rows(), &x));
-        self.add_to_x(&product(down, 0, down.rows(), &hidden));
+        let (g, u) = (product(gate, 0, gate.rows(), &x), product(up, 0, up.rows(), &x));
+        let hidden = swiglu(&g, &u);
+        let delta = product(down, 0, down.rows(), &hidden);
+        self.add_to_x(&delta);
+        for (buffer, values) in
+            [(Buffer::Gate, g), (Buffer::Up, u), (Buffer::Hidden, hidden), (Buffer::Down, delta)]
+        {
+            self.set(buffer, values);
+        }
     }
 
     fn head(&mut self) {
@@ -325,5 +339,10 @@ impl Backend for Oracle {
 
     fn logits(&mut self) -> Result<&[f32], Fault> {
         Ok(&self.logits)
+    }
+
+    /// It keeps the inside of its stages in any case.
+    fn observe(&mut self, _on: bool) -> bool {
+        true
     }
 }
