@@ -4,6 +4,7 @@
 use model::{BLOCK, Model};
 
 use crate::buffers::Buffers;
+use crate::cache::Cache;
 use crate::launch::sample::Sampling;
 use crate::step::{DeviceStep, MAX_SEQUENCES};
 use crate::{Error, Options, weights};
@@ -23,7 +24,7 @@ pub struct Plan {
     pub weights: u64,
     /// Keys and values of all KV blocks.
     pub kv: u64,
-    /// Activations, the step's tables and the rotary table; at least what uploading needs for a while.
+    /// Activations, what attention and sampling work in, the step's tables and the rotary table; at least what uploading needs for a while.
     pub workspace: u64,
     /// Not to be used.
     pub reserve: u64,
@@ -56,7 +57,11 @@ impl Plan {
         let rows = options.max_rows.min(context.max(1));
         let rope = context * config.head_dim * size_of::<f32>();
         let sampling = Sampling::bytes(config.vocab, rows.min(MAX_SEQUENCES));
-        let running = Buffers::bytes(config, rows) + DeviceStep::bytes(rows, context) + sampling + rope;
+        let running = Buffers::bytes(config, rows)
+            + Cache::workspace_bytes(config, blocks)
+            + DeviceStep::bytes(rows, context)
+            + sampling
+            + rope;
         // `usize` is at most 64 bits wide.
         Plan {
             free,

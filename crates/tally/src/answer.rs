@@ -111,6 +111,10 @@ impl<B: Backend> Responder<'_, B> {
         let start = Instant::now();
         let reused = self.keep_common(prompt);
         let read = self.read(&prompt[reused..], &stop)?;
+        if read.is_continue() {
+            // A backend may run behind its host: the logits are there when the prompt has been read.
+            self.engine.logits()?;
+        }
         let prompt_time = start.elapsed();
         let computed = self.session.tokens().len() - reused;
         let mut writer = Writer::new(self.tokenizer, &self.limits.stop, &stop, write);

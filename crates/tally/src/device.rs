@@ -249,18 +249,29 @@ impl Request {
     }
 
     fn on_cuda(&self, model: &Arc<Model>, ready: cuda::Ready) -> Result<Placed, Failure> {
+        let cuda = self.load(model, &ready)?;
+        let device = Device::Cuda(ready.gpu.ordinal);
+        Ok(Placed { backend: Box::new(cuda), device, facts: Facts::Cuda(Box::new(ready)) })
+    }
+
+    /// Puts `model` onto a GPU, for who needs that backend and no other.
+    pub(crate) fn load_cuda(
+        &self,
+        model: &Arc<Model>,
+        ordinal: usize,
+    ) -> Result<(Cuda, cuda::Ready), Failure> {
+        let ready = cuda::check(model, &self.cuda(ordinal))?;
+        Ok((self.load(model, &ready)?, ready))
+    }
+
+    fn load(&self, model: &Arc<Model>, ready: &cuda::Ready) -> Result<Cuda, Failure> {
         let ordinal = ready.gpu.ordinal;
         let progress = Progress::bytes("loading", ready.plan.weights);
         let mut done = 0;
-        let cuda = Cuda::new(model.clone(), &self.cuda(ordinal), &mut |sent, _| {
+        Ok(Cuda::new(model.clone(), &self.cuda(ordinal), &mut |sent, _| {
             progress.add((sent - done) as u64); // `usize` is at most 64 bits wide
             done = sent;
-        })?;
-        Ok(Placed {
-            backend: Box::new(cuda),
-            device: Device::Cuda(ordinal),
-            facts: Facts::Cuda(Box::new(ready)),
-        })
+        })?)
     }
 }
 

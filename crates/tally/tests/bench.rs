@@ -178,6 +178,12 @@ fn bad_input() {
     check(&[&model, "--depth", "-1"], 2, "'-1'");
     check(&[&model, "--json", "--md"], 2, "cannot be used with");
     check(&[&model, "--batch", "0"], 2, "'--batch <N,..>'");
+    let short = ["--prompt", "1", "--generate", "0", "--depth", "0"];
+    check(
+        &[&[model.as_str(), "--stages"], &short[..]].concat(),
+        2,
+        "--stages takes apart the steps of a GPU",
+    );
 }
 
 #[test]

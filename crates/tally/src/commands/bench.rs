@@ -3,6 +3,7 @@
 mod bandwidth;
 mod measure;
 mod report;
+mod stages;
 mod traffic;
 
 use std::hint::black_box;
@@ -15,7 +16,7 @@ use gguf::File;
 use model::{Backend, Model};
 use rayon::prelude::*;
 
-use crate::device::{self, Facts, Placed, Request};
+use crate::device::{self, Device, Facts, Placed, Request, Wish};
 use crate::failure::Failure;
 use crate::load::Place;
 use crate::machine::{self, Peak};
@@ -24,6 +25,7 @@ use crate::{output, source};
 use bandwidth::Bandwidth;
 use measure::{Bench, Row, Test};
 use report::{Hardware, Machine, ModelFacts, Report};
+use stages::{Shape, Stages};
 use traffic::Traffic;
 
 const EXAMPLES: &str = "\
@@ -32,6 +34,7 @@ Examples:
   tally bench model.gguf --prompt 512,2048 --generate 128 --depth 0,4096
   tally bench model.gguf --prompt 0 --repeat 20 --threads 1     generation alone, on one core
   tally bench model.gguf --device cuda --batch 1,8,32,64        streams generated together
+  tally bench model.gguf --device cuda --stages                 where the time of a step goes
   tally bench model.gguf --json > today.json                    every sample
 
 What is measured:
@@ -70,6 +73,9 @@ pub(crate) struct Args {
     /// Tokens in the cache beforehand, one or more depths.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0,1024")]
     depth: Vec<u32>,
+    /// Instead of the table: how long each stage of a step takes on the GPU, and the bytes that it reads.
+    #[arg(long)]
+    stages: bool,
     /// Repeats of each row.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
@@ -90,6 +96,9 @@ impl Args {
         let file = source::open(self.model.as_deref())?;
         let model = Arc::new(Model::load(&file).map_err(|error| Failure::from(error).at(&name))?);
         plan.check(model.config.context)?;
+        if self.stages {
+            return self.stages(&plan, &model);
+        }
         let pool = self.place.threads().pool()?;
         let request = Request {
             context: plan.context(),
@@ -139,11 +148,54 @@ impl Args {
             rows,
             peak: peak.bytes(),
         };
-        match (self.json, self.md) {
-            (true, _) => output::json(&report.json()),
-            (_, true) => report.print_markdown(),
-            _ => report.print(),
+        match self.format() {
+            Format::Json => output::json(&report.json()),
+            Format::Markdown => report.print_markdown(),
+            Format::Text => report.print(),
         }
+    }
+
+    fn format(&self) -> Format {
+        match (self.json, self.md) {
+            (true, _) => Format::Json,
+            (_, true) => Format::Markdown,
+            _ => Format::Text,
+        }
+    }
+
+    /// Takes apart a step of each row: of a prompt its first chunk, of generation one step.
+    fn stages(&self, plan: &Plan, model: &Arc<Model>) -> Result<(), Failure> {
+        let ordinal = match self.place.device() {
+            Wish::On(Device::Cuda(ordinal)) => ordinal,
+            Wish::Auto => 0,
+            Wish::On(_) => {
+                return Err(
+                    Failure::usage("--stages takes apart the steps of a GPU").hint("add --device cuda")
+                );
+            }
+        };
+        let request = Request {
+            context: plan.context(),
+            sequences: plan.streams(),
+            threads: self.place.threads().count(),
+            activations: self.place.activations(),
+            kernels: self.place.kernels(),
+        };
+        let (mut cuda, ready) = request.load_cuda(model, ordinal)?;
+        let mut bandwidth = Bandwidth::default();
+        bandwidth.add(cuda::ReadBandwidth::new(&ready, self.place.kernels())?.measure()?);
+        let mut all = Vec::new();
+        for &depth in &plan.depths {
+            for test in &plan.tests {
+                let (streams, tokens) = match *test {
+                    Test::Prompt(tokens) => (1, tokens.min(cuda.max_rows())),
+                    Test::Generate { streams, .. } => (streams, 1),
+                };
+                let shape = Shape { streams, tokens, depth };
+                all.push(Stages::measure(&mut cuda, model, shape, plan.repeats)?);
+            }
+        }
+        stages::print(&all, bandwidth.bound(), self.format())
     }
 
     fn plan(&self) -> Result<Plan, Failure> {
@@ -167,6 +219,14 @@ impl Args {
         depths.dedup();
         Ok(Plan { tests, depths, repeats: self.repeat as usize })
     }
+}
+
+/// For whom the figures are printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Markdown,
+    Json,
 }
 
 /// The rows to measure: every test at every depth.

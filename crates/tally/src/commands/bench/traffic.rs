@@ -39,11 +39,19 @@ impl Traffic {
     /// Of weights, a step of `streams` tokens: of the experts, as many as that many tokens meet on average if each
     /// chooses its own evenly, which is exact for a single one.
     pub(super) fn weights(&self, streams: usize) -> f64 {
+        self.dense as f64 + streams as f64 * self.row as f64 + self.experts_met(streams) * self.expert as f64
+    }
+
+    /// Experts that a step of `tokens` meets, on average.
+    pub(super) fn experts_met(&self, tokens: usize) -> f64 {
         let [experts, used] = self.experts.map(|n| n as f64);
-        let missed = |part: f64| (1.0 - part).powf(streams as f64);
-        let met =
-            if streams == 1 || experts == 0.0 { used } else { experts * (1.0 - missed(used / experts)) };
-        self.dense as f64 + streams as f64 * self.row as f64 + met * self.expert as f64
+        let missed = |part: f64| (1.0 - part).powf(tokens as f64);
+        if tokens == 1 || experts == 0.0 { used } else { experts * (1.0 - missed(used / experts)) }
+    }
+
+    /// Experts of a layer; 0 in a dense model.
+    pub(super) fn experts(&self) -> f64 {
+        self.experts[0] as f64
     }
 
     /// Bytes a token, over the mean of `tokens` generated one after the other from `depth` on by each of `streams`.
@@ -81,7 +89,8 @@ fn expert_bytes(layer: &LayerWeights, experts: u64) -> u64 {
     }
 }
 
-fn bytes(tensor: &Tensor) -> u64 {
+/// Of a tensor's data.
+pub(super) fn bytes(tensor: &Tensor) -> u64 {
     tensor.data.len() as u64 // `usize` is at most 64 bits wide
 }
 
