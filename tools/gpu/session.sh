@@ -43,6 +43,8 @@ for part in "$@"; do
     bench)
         full_size
         "$bin/tally" bench "$model" --device cuda 2>&1 | tee "$out/bench.log" || status=1
+        evidence bench-stages 'full size: the time of each stage' --model "$model" -- "$bin/tally" bench "$model" \
+            --device cuda --stages --json --prompt 512 --generate 1 --batch 1,8,64 --depth 0,4096 || status=1
         speed() { evidence "bench-$1" "full size: $2" --model "$model" -- "$bin/tally" bench "$model" --device cuda --json "${@:3}"; }
         speed decode 'generation at depths' --prompt 0 --generate 128 --depth 0,4096,32768 || status=1
         speed prompt 'prompts' --prompt 512,4096 --generate 0 --depth 0 || status=1
