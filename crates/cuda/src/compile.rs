@@ -47,7 +47,7 @@ pub(crate) const SOURCES: &[(&str, &str)] = &sources![
     "exp_check.cu",
 ];
 
-/// What is compiled together: a `.cu` of [`SOURCES`] with its constants.
+/// What is compiled together: a `.cu` of `SOURCES` with its constants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     /// File name in `kernels/`.

@@ -47,7 +47,7 @@ enum Command {
     Chat(chat::Args),
     /// Show what is in a model file: metadata, tensors, and which type each tensor has in which layer.
     Inspect(inspect::Args),
-    /// Measure prompt and generation speed, beside the machine's memory bandwidth.
+    /// Measure prompt and generation speed, beside the device's memory bandwidth.
     Bench(bench::Args),
     /// Measure how well a model predicts a text, and how far two runs are apart.
     Perplexity(perplexity::Args),
