@@ -40,10 +40,8 @@ constexpr u32 TOTAL_AT = STAGES * STAGE_BYTES;               // f32 [WARPS][HD /
 constexpr u32 BARRIERS_AT = TOTAL_AT + WARPS * HEAD_DIM * 64;
 constexpr u32 SHARED_BYTES = BARRIERS_AT + 2 * STAGES * 8;   // launch/attend.rs knows this too
 
-// The two columns of a thread, g and g + 8 of its warp's 16.
+// What a thread keeps of its two columns, g and g + 8 of its warp's 16.
 struct Columns {
-    u32 row[2];       // of the step
-    u32 head[2];      // of the group
     i32 position[2];
     u32 sequence[2];  // NONE: no such column
 };
@@ -60,27 +58,32 @@ struct State {
     f32 exponent[2], sum[2];
 };
 
+// Column i of the thread among the block's.
+__device__ __forceinline__ u32 own_column(u32 i) { return threadIdx.x / 32 * 16 + i * 8 + fragment_row(); }
+// Where its head begins in rows of [H][HD]; for a column that is not there, where the first one's does.
+__device__ __forceinline__ u64 head_of(u32 column, bool there, u32 first, u32 kv_head) {
+    if (!there) column = 0;
+    return ((u64)(first + column / GROUP) * HEADS + kv_head * GROUP + column % GROUP) * HEAD_DIM;
+}
+
 __device__ __forceinline__ Columns own_columns(const Step& step, u32 first) {
     Columns c;
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
-        const u32 column = threadIdx.x / 32 * 16 + i * 8 + fragment_row();
-        c.row[i] = first + column / GROUP;
-        c.head[i] = column % GROUP;
-        const bool there = column < ROWS * GROUP && c.row[i] < step.rows;
-        c.position[i] = there ? (i32)step.position[c.row[i]] : -1;
-        c.sequence[i] = there ? step.sequence[c.row[i]] : NONE;
-        if (!there) c.row[i] = first;
+        const u32 row = first + own_column(i) / GROUP;
+        const bool there = own_column(i) < ROWS * GROUP && row < step.rows;
+        c.position[i] = there ? (i32)step.position[row] : -1;
+        c.sequence[i] = there ? step.sequence[row] : NONE;
     }
     return c;
 }
 
 // Rounds the warp's columns (a head is one block of fixed point); the four threads of a column hold it together.
-__device__ __forceinline__ void round_queries(Queries& out, const f32* q, const Columns& c, u32 kv_head, f32 score_scale) {
+__device__ __forceinline__ void round_queries(Queries& out, const f32* q, const Columns& own, u32 first, u32 kv_head, f32 score_scale) {
     const u32 quad = fragment_quad();
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
-        const f32* const from = q + ((u64)c.row[i] * HEADS + kv_head * GROUP + c.head[i]) * HEAD_DIM + quad * 4;
+        const f32* const from = q + head_of(own_column(i), own.sequence[i] != NONE, first, kv_head) + quad * 4;
         float4 x[KEY_CHUNKS][2];
         u32 amax = 0;
 #pragma unroll
@@ -242,20 +245,17 @@ __device__ __forceinline__ void weigh(Weights& out, f32 (&p)[8][4], const u8* un
         }
 }
 
+// Whether v * scale * b and v * (scale * b) have the same bits, b being a power of two or zero: they do where no product
+// leaves the range of normal numbers (|v| is 0, or between 1 and 2^29).
+__device__ __forceinline__ bool is_plain(f32 scale, f32 b) {
+    return scale != scale || scale == 0.0f || (scale < 1e27f && (b == 0.0f || fabsf(__fmul_rn(scale, b)) >= 1.17549435e-38f));
+}
+
 // Joins a tile's values, weighted, to the span: out[2 s + n][2 i + c] is column i's dimension 16 s + 8 n + 2 t + c.
+template <bool PLAIN>
 __device__ __forceinline__ void gather(f32 (&out)[2 * SLABS][4], const Weights& w, const u8* unit, const f32 (&a)[2], const f32 (&b)[2]) {
     const u32 lane = threadIdx.x % 32;
-    // v * scale, then * b: one multiplication by scale * b where no product leaves the range of normal numbers
-    // (|v| is 0 or between 1 and 2^29), b being a power of two or zero.
-    f32 factor[2];
-    bool plain = true;
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        const f32 s = w.scale[i];
-        factor[i] = __fmul_rn(s, b[i]);
-        plain &= s != s || s == 0.0f || (s < 1e27f && (b[i] == 0.0f || fabsf(factor[i]) >= 1.17549435e-38f));
-    }
-    plain = __all_sync(0xffffffffu, plain);
+    const f32 factor[2] = {__fmul_rn(w.scale[0], b[0]), __fmul_rn(w.scale[1], b[1])};
 #pragma unroll
     for (u32 s = 0; s < SLABS; s++) {
         i32 hh[2][4] = {}, hl[2][4] = {};
@@ -270,26 +270,14 @@ __device__ __forceinline__ void gather(f32 (&out)[2 * SLABS][4], const Weights& 
             mma_k32<true>(hl[0], w.hi[h], lo.x, lo.y);
             mma_k32<true>(hl[1], w.hi[h], lo.z, lo.w);
         }
-        f32 y[2][4];
 #pragma unroll
         for (u32 n = 0; n < 2; n++)
 #pragma unroll
-            for (u32 c = 0; c < 4; c++) y[n][c] = join_exact(hh[n][c], hl[n][c]);
-        if (plain) {
-#pragma unroll
-            for (u32 n = 0; n < 2; n++)
-#pragma unroll
-                for (u32 c = 0; c < 4; c++) y[n][c] = __fmul_rn(y[n][c], factor[c / 2]);
-        } else {
-#pragma unroll
-            for (u32 n = 0; n < 2; n++)
-#pragma unroll
-                for (u32 c = 0; c < 4; c++) y[n][c] = __fmul_rn(__fmul_rn(y[n][c], w.scale[c / 2]), b[c / 2]);
-        }
-#pragma unroll
-        for (u32 n = 0; n < 2; n++)
-#pragma unroll
-            for (u32 c = 0; c < 4; c++) out[2 * s + n][c] = __fmaf_rn(out[2 * s + n][c], a[c / 2], y[n][c]);
+            for (u32 c = 0; c < 4; c++) {
+                const f32 v = join_exact(hh[n][c], hl[n][c]);
+                const f32 y = PLAIN ? __fmul_rn(v, factor[c / 2]) : __fmul_rn(__fmul_rn(v, w.scale[c / 2]), b[c / 2]);
+                out[2 * s + n][c] = __fmaf_rn(out[2 * s + n][c], a[c / 2], y);
+            }
     }
 }
 
@@ -383,7 +371,7 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
     const u32 kv_head = unit_of_work % KV_HEADS, first = unit_of_work / KV_HEADS * ROWS;
     const Columns own = own_columns(step, first);
     Queries queries;
-    round_queries(queries, q, own, kv_head, score_scale);
+    round_queries(queries, q, own, first, kv_head, score_scale);
 
     Running r;
     r.before = (float4*)(shared + TOTAL_AT) + warp * (HEAD_DIM / 8) * 32 + lane;
@@ -433,7 +421,14 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
             ring.leave(keys);
             fill(2 * tile + 1 + AHEAD);
             unit = ring.wait(values);
-            if (any) gather(r.out, weights, unit, a, b);
+            if (any) {
+                const bool plain = is_plain(weights.scale[0], b[0]) && is_plain(weights.scale[1], b[1]);
+                if (__all_sync(0xffffffffu, plain)) {
+                    gather<true>(r.out, weights, unit, a, b);
+                } else {
+                    gather<false>(r.out, weights, unit, a, b);
+                }
+            }
             ring.leave(values);
             if (tile % SPAN_TILES == SPAN_TILES - 1 || tile + 1 == tiles) {
                 if (__any_sync(0xffffffffu, in_span[0] || in_span[1])) end_span(r, in_span);
@@ -448,7 +443,7 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
     for (u32 i = 0; i < 2; i++) {
         if (own.sequence[i] == NONE) continue;
         const f32 inverse = __fdiv_rn(1.0f, r.total.sum[i]);
-        f32* const to = attn + ((u64)own.row[i] * HEADS + kv_head * GROUP + own.head[i]) * HEAD_DIM + fragment_quad() * 2;
+        f32* const to = attn + head_of(own_column(i), true, first, kv_head) + fragment_quad() * 2;
 #pragma unroll
         for (u32 n = 0; n < 2 * SLABS; n++) {
             const float4 v = r.before[n * 32];

@@ -173,7 +173,10 @@ mod tests {
             for (i, d) in (0..BLOCK).flat_map(|i| (0..head_dim).map(move |d| (i, d))) {
                 for at in [layout.key_at(i, d), layout.value_at(i, d)] {
                     for plane in [0, layout.plane()] {
-                        assert!(!std::mem::replace(&mut seen[at + plane], true), "HD {head_dim}: byte {at} twice");
+                        assert!(
+                            !std::mem::replace(&mut seen[at + plane], true),
+                            "HD {head_dim}: byte {at} twice"
+                        );
                     }
                 }
             }

@@ -183,3 +183,48 @@ impl Cuda {
         kernel.launch(&self.device, shape, arguments)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shared memory of a block of threads on sm_86, 89 and 120; on sm_80.
+    const SMALL: usize = 99 << 10;
+    const LARGE: usize = 163 << 10;
+
+    #[test]
+    fn every_shape_fits_every_processor() {
+        let base = synth::Shape::named("qwen3-30b-a3b").expect("a shape of the list").config;
+        for head_dim in (32..=256).step_by(32) {
+            for group in 1..=32 {
+                let config = Config { heads: 2 * group, kv_heads: 2, head_dim, ..base };
+                let (split, name) =
+                    (Split::of(&config), format!("HD {head_dim}, {group} heads to a KV head"));
+                assert!(split.shared() <= SMALL, "{name}: split takes {}", split.shared());
+                assert!(split.units * split.wide >= config.heads, "{name}: a head is left out");
+                for (arch, limit) in [(80, LARGE), (86, SMALL), (90, LARGE), (120, SMALL)] {
+                    let stream = Stream::of(&config, arch);
+                    assert!(
+                        stream.shared() <= limit,
+                        "{name} on sm_{arch}: stream takes {}",
+                        stream.shared()
+                    );
+                    assert!(stream.rows >= 1, "{name} on sm_{arch}: a block takes no row");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scratch_is_bounded_and_serves_a_row_of_any_context() {
+        let config = synth::Shape::named("qwen3-30b-a3b").expect("a shape of the list").config;
+        for context in [64usize, 4096, 32_768, 262_144] {
+            let blocks = context.div_ceil(BLOCK);
+            let (partials, _) = Scratch::sizes(&config, blocks);
+            let split = Split::of(&config);
+            let row = blocks.div_ceil(SPAN_TILES) * split.units * split.partial();
+            assert!(4 * partials <= SCRATCH, "{context} positions: {partials} values");
+            assert!(partials >= row, "{context} positions: a row needs {row} values, there are {partials}");
+        }
+    }
+}
