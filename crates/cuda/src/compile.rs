@@ -1,4 +1,5 @@
-//! From CUDA C++ to machine code: NVRTC, and a cache on disk that is checked before it is believed.
+//! From CUDA C++ to machine code: NVRTC for a GPU, a C++ compiler for the emulator, and a cache on disk that is checked
+//! before it is believed.
 
 use std::ffi::{CString, c_char};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,11 @@ use cudarc::nvrtc::result::NvrtcError;
 use cudarc::nvrtc::sys;
 use sha2::{Digest, Sha256};
 
+use crate::driver::{Gpu, Place};
 use crate::Error;
+use emulated::Cxx;
+
+mod emulated;
 
 macro_rules! sources {
     [$($name:literal),* $(,)?] => { [$(($name, include_str!(concat!("../kernels/", $name)))),*] };
@@ -16,35 +21,41 @@ macro_rules! sources {
 
 /// The text of all kernels: (name, source). A `.cu` is compiled by itself; a `.cuh` is there to be included.
 pub(crate) const SOURCES: &[(&str, &str)] = &sources![
-    "prelude.cuh",
     "arith.cuh",
-    "types.cuh",
-    "open.cuh",
-    "bandwidth.cu",
-    "repack.cu",
-    "embed.cu",
-    "fixed.cuh",
-    "fixed.cu",
-    "fragment.cuh",
-    "cache.cuh",
-    "ring.cuh",
-    "rope_store.cu",
     "attend.cuh",
+    "cache.cuh",
+    "decode_stream.cuh",
+    "dot.cuh",
+    "fixed.cuh",
+    "fragment.cuh",
+    "open.cuh",
+    "prelude.cuh",
+    "ptx.cuh",
+    "product_blocks.cuh",
+    "product_open.cuh",
+    "ring.cuh",
+    "row.cuh",
+    "sample.cuh",
+    "sample_scan.cuh",
+    "types.cuh",
     "attend_split.cu",
     "attend_stream.cu",
-    "group.cu",
-    "route.cu",
-    "row.cuh",
-    "dot.cuh",
-    "decode_stream.cuh",
+    "bandwidth.cu",
+    "combine.cu",
     "decode.cu",
     "decode_ffn.cu",
     "decode_head.cu",
     "decode_route.cu",
-    "sample.cuh",
-    "sample_scan.cuh",
-    "sample.cu",
+    "embed.cu",
     "exp_check.cu",
+    "fixed.cu",
+    "float_product.cu",
+    "group.cu",
+    "product.cu",
+    "repack.cu",
+    "rope_store.cu",
+    "route.cu",
+    "sample.cu",
 ];
 
 /// What is compiled together: a `.cu` of `SOURCES` with its constants.
@@ -56,32 +67,54 @@ pub struct Unit {
     pub defines: Vec<(String, String)>,
 }
 
-/// Machine code for one architecture.
+/// Machine code for one architecture, or a shared library of this machine.
 pub type Image = Vec<u8>;
 
-/// A compiler for one architecture, with or without a cache.
+/// A compiler for one architecture or for the emulator, with or without a cache.
 #[derive(Debug, Clone)]
 pub struct Compiler {
-    arch: u32,
+    target: Target,
     cache: Option<PathBuf>,
-    version: String,
+}
+
+#[derive(Debug, Clone)]
+enum Target {
+    /// Compute capability, times ten, and NVRTC's version.
+    Gpu { arch: u32, version: String },
+    Emulator(Cxx),
 }
 
 impl Compiler {
     /// A compiler for compute capability `arch` (times ten) that keeps its results in `cache`.
     pub fn new(arch: u32, cache: Option<PathBuf>) -> Result<Compiler, Error> {
-        Ok(Compiler { arch, cache, version: nvrtc_version()? })
+        Ok(Compiler { target: Target::Gpu { arch, version: nvrtc_version()? }, cache })
     }
 
-    /// NVRTC's version, `13.0`.
+    /// A compiler for the emulator; fails where there is no C++ compiler.
+    pub fn emulated(cache: Option<PathBuf>) -> Result<Compiler, Error> {
+        Ok(Compiler { target: Target::Emulator(Cxx::find()?), cache })
+    }
+
+    /// A compiler for what `gpu` is.
+    pub fn of(gpu: &Gpu, cache: Option<PathBuf>) -> Result<Compiler, Error> {
+        match gpu.place {
+            Place::Gpu(_) => Compiler::new(gpu.arch, cache),
+            Place::Emulated => Compiler::emulated(cache),
+        }
+    }
+
+    /// NVRTC's version, `13.0`, or what the C++ compiler calls itself.
     pub fn version(&self) -> &str {
-        &self.version
+        match &self.target {
+            Target::Gpu { version, .. } => version,
+            Target::Emulator(cxx) => cxx.version(),
+        }
     }
 
     /// The image of `unit`: from the cache where a sound one is there, else compiled now and kept.
     pub fn image(&self, unit: &Unit) -> Result<Image, Error> {
         let Some(cache) = &self.cache else { return self.compile(unit) };
-        let path = cache.join(format!("{}.cubin", self.key(unit)));
+        let path = self.entry(cache, unit);
         if let Some(image) = load(&path) {
             return Ok(image);
         }
@@ -93,13 +126,28 @@ impl Compiler {
 
     /// Whether the cache already has a sound image of `unit`.
     pub fn is_cached(&self, unit: &Unit) -> bool {
-        self.cache.as_ref().is_some_and(|c| load(&c.join(format!("{}.cubin", self.key(unit)))).is_some())
+        self.cache.as_ref().is_some_and(|cache| load(&self.entry(cache, unit)).is_some())
+    }
+
+    fn entry(&self, cache: &Path, unit: &Unit) -> PathBuf {
+        let suffix = match self.target {
+            Target::Gpu { .. } => "cubin",
+            Target::Emulator(_) => "so",
+        };
+        cache.join(format!("{}.{suffix}", self.key(unit)))
     }
 
     /// Everything that the machine code depends on, hashed.
     fn key(&self, unit: &Unit) -> String {
+        let target = match &self.target {
+            Target::Gpu { arch, version } => [vec![version.clone()], options(*arch, unit)].concat(),
+            Target::Emulator(cxx) => {
+                let defines = unit.defines.iter().map(|(name, value)| format!("{name}={value}"));
+                cxx.identity().into_iter().chain(defines).collect()
+            }
+        };
         let mut hash = Sha256::new();
-        for part in [source_hash(), unit.name.into(), self.version.clone()].into_iter().chain(self.options(unit)) {
+        for part in [source_hash(), unit.name.into()].into_iter().chain(target) {
             // The length keeps two neighbours from reading as two others.
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
@@ -107,59 +155,68 @@ impl Compiler {
         hex(&hash.finalize())
     }
 
-    fn options(&self, unit: &Unit) -> Vec<String> {
-        // No contraction, no flushing, IEEE division and root: the arithmetic is what the source says.
-        let arithmetic = ["--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
-        let mut options: Vec<String> = arithmetic.iter().map(|o| (*o).to_string()).collect();
-        options.push("--std=c++17".into());
-        options.push("--device-as-default-execution-space".into());
-        options.push("--generate-line-info".into());
-        options.push(format!("--gpu-architecture=sm_{}", self.arch));
-        options.extend(unit.defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")));
-        options
-    }
-
     fn compile(&self, unit: &Unit) -> Result<Image, Error> {
-        let fail = |log: String| Error::Compile { unit: unit.name.into(), arch: self.arch, log };
-        let nul = "kernel sources and options have no NUL";
-        let text = |s: &str| CString::new(s).expect(nul);
-        let source = SOURCES.iter().find(|(name, _)| *name == unit.name).expect("a unit is one of SOURCES").1;
-        let (source, name) = (text(source), text(unit.name));
-        let headers: Vec<_> = SOURCES.iter().filter(|(name, _)| name.ends_with(".cuh")).collect();
-        let names: Vec<CString> = headers.iter().map(|(name, _)| text(name)).collect();
-        let texts: Vec<CString> = headers.iter().map(|(_, source)| text(source)).collect();
-        let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
-        let mut program = std::ptr::null_mut();
-        // SAFETY: NUL-terminated strings that outlive the program, and arrays as long as the count says.
-        unsafe {
-            sys::nvrtcCreateProgram(
-                &mut program,
-                source.as_ptr(),
-                name.as_ptr(),
-                headers.len() as i32, // a handful
-                pointers(&texts).as_ptr(),
-                pointers(&names).as_ptr(),
-            )
+        match &self.target {
+            Target::Gpu { arch, .. } => nvrtc(*arch, unit),
+            Target::Emulator(cxx) => cxx.compile(unit),
         }
-        .result()
-        .map_err(|error| fail(error.to_string()))?;
-        let program = Program(program);
-        let options: Vec<CString> = self.options(unit).iter().map(|o| text(o)).collect();
-        // SAFETY: a live program; as above.
-        let compiled = unsafe {
-            sys::nvrtcCompileProgram(program.0, options.len() as i32, pointers(&options).as_ptr()).result()
-        };
-        if let Err(error) = compiled {
-            let log = program.bytes(sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog).unwrap_or_default();
-            let log = String::from_utf8_lossy(&log);
-            return Err(fail(if log.trim_end_matches('\0').is_empty() {
-                error.to_string()
-            } else {
-                log.trim_end_matches('\0').trim().to_string()
-            }));
-        }
-        program.bytes(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN).map_err(|error| fail(error.to_string()))
     }
+}
+
+/// NVRTC's options.
+fn options(arch: u32, unit: &Unit) -> Vec<String> {
+    // No contraction, no flushing, IEEE division and root: the arithmetic is what the source says.
+    let arithmetic = ["--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
+    let mut options: Vec<String> = arithmetic.iter().map(|o| (*o).to_string()).collect();
+    options.push("--std=c++17".into());
+    options.push("--device-as-default-execution-space".into());
+    options.push("--generate-line-info".into());
+    options.push(format!("--gpu-architecture=sm_{}", arch));
+    options.extend(unit.defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")));
+    options
+}
+
+/// Compiles a unit for a GPU.
+fn nvrtc(arch: u32, unit: &Unit) -> Result<Image, Error> {
+    let fail = |log: String| Error::Compile { unit: unit.name.into(), arch, log };
+    let nul = "kernel sources and options have no NUL";
+    let text = |s: &str| CString::new(s).expect(nul);
+    let source = SOURCES.iter().find(|(name, _)| *name == unit.name).expect("a unit is one of SOURCES").1;
+    let (source, name) = (text(source), text(unit.name));
+    let headers: Vec<_> = SOURCES.iter().filter(|(name, _)| name.ends_with(".cuh")).collect();
+    let names: Vec<CString> = headers.iter().map(|(name, _)| text(name)).collect();
+    let texts: Vec<CString> = headers.iter().map(|(_, source)| text(source)).collect();
+    let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let mut program = std::ptr::null_mut();
+    // SAFETY: NUL-terminated strings that outlive the program, and arrays as long as the count says.
+    unsafe {
+        sys::nvrtcCreateProgram(
+            &mut program,
+            source.as_ptr(),
+            name.as_ptr(),
+            headers.len() as i32, // a handful
+            pointers(&texts).as_ptr(),
+            pointers(&names).as_ptr(),
+        )
+    }
+    .result()
+    .map_err(|error| fail(error.to_string()))?;
+    let program = Program(program);
+    let options: Vec<CString> = options(arch, unit).iter().map(|o| text(o)).collect();
+    // SAFETY: a live program; as above.
+    let compiled = unsafe {
+        sys::nvrtcCompileProgram(program.0, options.len() as i32, pointers(&options).as_ptr()).result()
+    };
+    if let Err(error) = compiled {
+        let log = program.bytes(sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        return Err(fail(if log.trim_end_matches('\0').is_empty() {
+            error.to_string()
+        } else {
+            log.trim_end_matches('\0').trim().to_string()
+        }));
+    }
+    program.bytes(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN).map_err(|error| fail(error.to_string()))
 }
 
 /// An NVRTC program, destroyed when dropped.

@@ -27,8 +27,11 @@ const UNITS: &[UnitOf] = &[
     launch::decode::UNIT_FFN,
     launch::decode::UNIT_HEAD,
     launch::decode::UNIT_ROUTE,
+    launch::experts_down::UNIT,
     launch::fixed::UNIT,
     launch::group::UNIT,
+    launch::product::UNIT,
+    launch::product::UNIT_FLOAT,
     launch::route::UNIT,
     launch::sample::UNIT,
 ];

@@ -1,0 +1,33 @@
+//! `experts_up`: gate and up projections of the chosen experts, and SwiGLU.
+
+use super::product::{Columns, Epilogue, Input, is_quantised};
+use crate::weights::{Ffn, Matrix};
+use crate::driver::Ptr;
+use crate::{Cuda, Error};
+
+impl Cuda {
+    /// Writes `Hidden`; reads `Normed` in the form that `route` left.
+    pub(crate) fn experts_up(&mut self, layer: usize) -> Result<(), Error> {
+        if self.decode_experts_up(layer)? {
+            return Ok(());
+        }
+        let Ffn::Moe { gate, up, .. } = self.weights.layers[layer].ffn else {
+            unreachable!("`run` refuses `experts_up` for a dense model")
+        };
+        let (b, count) = (&self.buffers, self.expert_ids());
+        self.group(self.group_columns(count))?;
+        let share = count / self.step.rows();
+        let columns = Columns::Pairs { count, share };
+        let x = Input { float: b.normed.ptr(), fixed: &b.normed_fixed, columns };
+        self.swiglu(gate, up, x, b.hidden.ptr())
+    }
+
+    /// `out = silu(gate x) * (up x)`.
+    pub(crate) fn swiglu(&self, gate: Matrix, up: Matrix, x: Input<'_>, out: Ptr) -> Result<(), Error> {
+        if is_quantised(&gate) && is_quantised(&up) {
+            return self.products(&[(gate, out), (up, out)], x, Epilogue::SwiGlu);
+        }
+        self.products(&[(up, out)], x, Epilogue::Store)?;
+        self.products(&[(gate, out)], x, Epilogue::Gate)
+    }
+}
