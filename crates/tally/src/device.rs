@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::{env, io};
 
 use cpu::{Cpu, Isa};
-use cuda::Cuda;
+use cuda::{Cuda, Place};
 use indicatif::DecimalBytes;
 use model::{BLOCK, Backend, Model};
 use oracle::Oracle;
@@ -67,6 +67,8 @@ pub(crate) enum Device {
     CpuScalar,
     /// A GPU, as the driver counts them.
     Cuda(usize),
+    /// The GPU's kernels on the CPU: for those who write kernels, thousands of times slower.
+    Emulated,
     /// Double precision: slow, and never equal in bits.
     Oracle,
 }
@@ -77,8 +79,8 @@ impl FromStr for Wish {
     fn from_str(text: &str) -> Result<Wish, String> {
         match text.parse() {
             _ if text == "auto" => Ok(Wish::Auto),
-            Ok(device @ (Device::Cpu | Device::Cuda(_))) => Ok(Wish::On(device)),
-            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+            Ok(device @ (Device::Cpu | Device::Cuda(_) | Device::Emulated)) => Ok(Wish::On(device)),
+            _ => Err("expected auto, cpu, cuda, cuda:N or emulated".into()),
         }
     }
 }
@@ -93,8 +95,11 @@ impl FromStr for Device {
             "cpu" => Ok(Device::Cpu),
             "cpu-scalar" => Ok(Device::CpuScalar),
             "cuda" => Ok(Device::Cuda(0)),
+            "emulated" => Ok(Device::Emulated),
             "oracle" => Ok(Device::Oracle),
-            _ => ordinal().map(Device::Cuda).ok_or("expected cpu, cpu-scalar, cuda, cuda:N or oracle".into()),
+            _ => ordinal()
+                .map(Device::Cuda)
+                .ok_or("expected cpu, cpu-scalar, cuda, cuda:N, emulated or oracle".into()),
         }
     }
 }
@@ -104,7 +109,8 @@ impl fmt::Display for Device {
         match self {
             Device::Cpu => f.write_str("cpu"),
             Device::CpuScalar => f.write_str("cpu-scalar"),
-            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Device::Cuda(ordinal) => Place::Gpu(*ordinal).fmt(f),
+            Device::Emulated => Place::Emulated.fmt(f),
             Device::Oracle => f.write_str("oracle"),
         }
     }
@@ -156,7 +162,7 @@ impl Facts {
         match self {
             Facts::Cpu { isa, threads } => json!({ "isa": isa.name(), "threads": threads }),
             Facts::Cuda(ready) => json!({
-                "gpu": ready.gpu.name, "arch": ready.gpu.arch, "driver": ready.gpu.driver, "nvrtc": ready.nvrtc,
+                "gpu": ready.gpu.name, "arch": ready.gpu.arch, "driver": ready.gpu.driver, "nvrtc": ready.compiler,
                 "kernel_hash": cuda::source_hash(),
             }),
             Facts::Oracle => json!({ "precision": "f64" }),
@@ -174,10 +180,10 @@ impl Request {
     ) -> Result<Placed, Failure> {
         match wish {
             Wish::On(device) => self.place_on(model, device),
-            Wish::Auto => match cuda::check(model, &self.cuda(0)) {
+            Wish::Auto => match cuda::check(model, &self.cuda(Place::Gpu(0))) {
                 Ok(ready) => {
                     note(format_args!("device: cuda:0 ({})", ready.gpu.name));
-                    self.on_cuda(model, ready)
+                    self.on_ready(model, ready)
                 }
                 Err(error) => {
                     note(format_args!("device: cpu ({error})"));
@@ -191,7 +197,8 @@ impl Request {
     pub(crate) fn place_on(&self, model: &Arc<Model>, device: Device) -> Result<Placed, Failure> {
         match device {
             Device::Cpu | Device::CpuScalar => self.on_cpu(model, device),
-            Device::Cuda(ordinal) => self.on_cuda(model, cuda::check(model, &self.cuda(ordinal))?),
+            Device::Cuda(ordinal) => self.on_cuda(model, Place::Gpu(ordinal)),
+            Device::Emulated => self.on_cuda(model, Place::Emulated),
             Device::Oracle => {
                 let oracle = Oracle::new(model.clone(), self.context.min(512), self.kv_blocks());
                 Ok(Placed { backend: Box::new(oracle), device, facts: Facts::Oracle })
@@ -236,10 +243,10 @@ impl Request {
         }
     }
 
-    fn cuda(&self, ordinal: usize) -> cuda::Options {
+    fn cuda(&self, place: Place) -> cuda::Options {
         let of_context = cuda::Options::for_context(self.context);
         cuda::Options {
-            ordinal,
+            place,
             activations: self.activations,
             kv_blocks: self.kv_blocks(),
             max_rows: of_context.max_rows.max(self.sequences),
@@ -248,9 +255,16 @@ impl Request {
         }
     }
 
-    fn on_cuda(&self, model: &Arc<Model>, ready: cuda::Ready) -> Result<Placed, Failure> {
+    fn on_cuda(&self, model: &Arc<Model>, place: Place) -> Result<Placed, Failure> {
+        self.on_ready(model, cuda::check(model, &self.cuda(place))?)
+    }
+
+    fn on_ready(&self, model: &Arc<Model>, ready: cuda::Ready) -> Result<Placed, Failure> {
         let cuda = self.load(model, &ready)?;
-        let device = Device::Cuda(ready.gpu.ordinal);
+        let device = match ready.gpu.place {
+            Place::Gpu(ordinal) => Device::Cuda(ordinal),
+            Place::Emulated => Device::Emulated,
+        };
         Ok(Placed { backend: Box::new(cuda), device, facts: Facts::Cuda(Box::new(ready)) })
     }
 
@@ -260,15 +274,14 @@ impl Request {
         model: &Arc<Model>,
         ordinal: usize,
     ) -> Result<(Cuda, cuda::Ready), Failure> {
-        let ready = cuda::check(model, &self.cuda(ordinal))?;
+        let ready = cuda::check(model, &self.cuda(Place::Gpu(ordinal)))?;
         Ok((self.load(model, &ready)?, ready))
     }
 
     fn load(&self, model: &Arc<Model>, ready: &cuda::Ready) -> Result<Cuda, Failure> {
-        let ordinal = ready.gpu.ordinal;
         let progress = Progress::bytes("loading", ready.plan.weights);
         let mut done = 0;
-        Ok(Cuda::new(model.clone(), &self.cuda(ordinal), &mut |sent, _| {
+        Ok(Cuda::new(model.clone(), &self.cuda(ready.gpu.place), &mut |sent, _| {
             progress.add((sent - done) as u64); // `usize` is at most 64 bits wide
             done = sent;
         })?)
@@ -303,8 +316,10 @@ impl From<cuda::Error> for Failure {
             cuda::Error::NoDevice { .. } => {
                 "CUDA_VISIBLE_DEVICES hides GPUs, too; or use --device cpu".into()
             }
+            cuda::Error::NoCxx => "install one, g++ say".into(),
             cuda::Error::Driver { .. } => "`nvidia-smi` tells how the GPU is".into(),
-            cuda::Error::Compile { .. } => {
+            cuda::Error::Emulated { .. } => "this is a defect of a kernel, or of the emulator".into(),
+            cuda::Error::Compile { .. } | cuda::Error::CompileEmulated { .. } => {
                 "this is a defect of Tally, or a compiler that it does not know".into()
             }
             _ => "try --device cpu".into(),
@@ -325,6 +340,7 @@ mod tests {
         check("cuda", Some(Wish::On(Device::Cuda(0))));
         check("cuda:0", Some(Wish::On(Device::Cuda(0))));
         check("cuda:12", Some(Wish::On(Device::Cuda(12))));
+        check("emulated", Some(Wish::On(Device::Emulated)));
         for bad in [
             "",
             "gpu",
@@ -338,7 +354,7 @@ mod tests {
         ] {
             check(bad, None);
         }
-        for device in [Device::Cpu, Device::CpuScalar, Device::Cuda(3), Device::Oracle] {
+        for device in [Device::Cpu, Device::CpuScalar, Device::Cuda(3), Device::Emulated, Device::Oracle] {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
     }

@@ -157,5 +157,5 @@ fn bad_input() {
     );
     parity(&["nowhere.gguf", "--ids", "1"]).fails(1, "nowhere.gguf");
     parity(&[&model, "--ids", "1", "--left", "gpu"])
-        .fails(2, "expected cpu, cpu-scalar, cuda, cuda:N or oracle");
+        .fails(2, "expected cpu, cpu-scalar, cuda, cuda:N, emulated or oracle");
 }

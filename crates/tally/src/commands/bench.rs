@@ -115,12 +115,14 @@ impl Args {
         let load_seconds = start.elapsed().as_secs_f64();
         let (mut bandwidth, mut peak) = (Bandwidth::default(), Peak::default());
         let on_gpu = match &facts {
-            Facts::Cuda(ready) => Some(cuda::ReadBandwidth::new(ready, self.place.kernels())?),
+            Facts::Cuda(ready) => Some((ready, cuda::ReadBandwidth::new(ready, self.place.kernels())?)),
             _ => None,
         };
+        let mut gpu_memory = 0;
         let mut measure_bandwidth = || match &on_gpu {
-            Some(gpu) => {
-                bandwidth.add(gpu.measure()?);
+            Some((ready, read)) => {
+                gpu_memory = gpu_memory.max(ready.gpu.memory.saturating_sub(ready.free_memory()?));
+                bandwidth.add(read.measure()?);
                 Ok(())
             }
             None => {
@@ -129,7 +131,6 @@ impl Args {
             }
         };
         let rows = plan.measure(backend, &mut measure_bandwidth)?;
-        measure_bandwidth()?;
         // Cut short or replaced in the meantime, perhaps: then the figures are of no one's model.
         file.check_unchanged()?;
         let report = Report {
@@ -141,7 +142,11 @@ impl Args {
                 parameters: file.tensors().iter().map(|tensor| tensor.len() as u64).sum(),
                 bytes: file.size(),
             },
-            machine: Machine { device, hardware: hardware(facts)?, activations: request.activations.name() },
+            machine: Machine {
+                device,
+                hardware: hardware(facts, gpu_memory),
+                activations: request.activations.name(),
+            },
             load_seconds,
             traffic: Traffic::of(&model),
             bandwidth,
@@ -265,7 +270,7 @@ impl Plan {
         Err(Failure::new(message).hint("give a smaller --depth, --prompt or --generate"))
     }
 
-    /// Measures every row, with `between` before each.
+    /// Measures every row, with `between` before each and after the last, the backend still there.
     fn measure(
         &self,
         backend: Box<dyn Backend>,
@@ -285,23 +290,20 @@ impl Plan {
                 rows.push(bench.measure(test, depth, self.repeats)?);
             }
         }
+        between()?;
         Ok(rows)
     }
 }
 
-/// What is measured on.
-fn hardware(facts: Facts) -> Result<Hardware, Failure> {
-    Ok(match facts {
-        Facts::Cuda(ready) => {
-            let used = ready.gpu.memory.saturating_sub(ready.free_memory()?);
-            let beyond_weights = used.saturating_sub(ready.plan.weights);
-            Hardware::Gpu {
-                gpu: ready.gpu.clone(),
-                nvrtc: ready.nvrtc.clone(),
-                plan: ready.plan,
-                beyond_weights,
-            }
-        }
+/// What is measured on; on a GPU `used` bytes of its memory were taken at most, by whatever runs there.
+fn hardware(facts: Facts, used: u64) -> Hardware {
+    match facts {
+        Facts::Cuda(ready) => Hardware::Gpu {
+            gpu: ready.gpu.clone(),
+            nvrtc: ready.compiler.clone(),
+            plan: ready.plan,
+            beyond_weights: used.saturating_sub(ready.plan.weights),
+        },
         Facts::Cpu { isa, threads } => Hardware::Cpu {
             processor: machine::processor(),
             cache: machine::last_level_cache(),
@@ -309,7 +311,7 @@ fn hardware(facts: Facts) -> Result<Hardware, Failure> {
             threads,
         },
         Facts::Oracle => unreachable!("`--device` does not name it"),
-    })
+    }
 }
 
 /// Reads one byte of every page of every tensor, so that no row waits for the disk.
