@@ -3,30 +3,30 @@
 // decode_qkv: x [D] -> norm, fixed point -> q [H HD], k [KH HD], v [KH HD].
 // decode_attn_out: attn [H HD] in fixed point -> x += W_o attn.
 // Grid: one block of 16 warps to a processor; every block makes the whole activation row and streams its share of
-// octets (decode_stream.cuh), fetched before the wait. Orders: as rules 1 and 3 write them. Bytes: the matrices once.
+// bands (decode_stream.cuh), fetched before the wait. Orders: as rules 1 and 3 write them. Bytes: the matrices once.
 #include "decode_stream.cuh"
-
-constexpr u32 Q_ROWS = HEADS * HEAD_DIM, KV_ROWS = KV_HEADS * HEAD_DIM;
 
 #if HIDDEN % 256 == 0
 struct Qkv {
+    static constexpr u32 Q_ROWS = HEADS * HEAD_DIM, KV_ROWS = KV_HEADS * HEAD_DIM;
     static constexpr u32 COLUMNS = HIDDEN / 256;
-    static constexpr u32 Q_END = octets(Q_ROWS), K_END = Q_END + octets(KV_ROWS), END = K_END + octets(KV_ROWS);
+    static constexpr u32 Q_END = bands(Q_ROWS), K_END = Q_END + bands(KV_ROWS), END = K_END + bands(KV_ROWS);
     Matrix q, k, v;
     f32 *q_out, *k_out, *v_out;
 
-    __device__ __forceinline__ Item item(u32 octet, u32 column) const {
-        const u32 start = octet < Q_END ? 0 : octet < K_END ? Q_END : K_END;
-        const u8* data = octet < Q_END ? q.data : octet < K_END ? k.data : v.data;
-        const u32 type = octet < Q_END ? q.type : octet < K_END ? k.type : v.type;
-        return item_of(data, type, octet - start, column, COLUMNS);
+    __device__ __forceinline__ Item item(u32 band, u32 column) const {
+        const u32 start = band < Q_END ? 0 : band < K_END ? Q_END : K_END;
+        const u8* data = band < Q_END ? q.data : band < K_END ? k.data : v.data;
+        const u32 type = band < Q_END ? q.type : band < K_END ? k.type : v.type;
+        return item_of(data, type, band - start, column, COLUMNS);
     }
-    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
-        const u32 start = octet < Q_END ? 0 : octet < K_END ? Q_END : K_END;
-        f32* out = octet < Q_END ? q_out : octet < K_END ? k_out : v_out;
-        const u32 type = octet < Q_END ? q.type : octet < K_END ? k.type : v.type;
-        const u32 at = (octet - start) * 8 + row;
-        if (at < (octet < Q_END ? Q_ROWS : KV_ROWS)) out[at] = sum_terms(terms, COLUMNS, type);
+    __device__ __forceinline__ f32 before(u32, u32) const { return 0.0f; }
+    __device__ __forceinline__ void finish(u32 band, u32 row, f32, const f32* terms) const {
+        const u32 start = band < Q_END ? 0 : band < K_END ? Q_END : K_END;
+        f32* out = band < Q_END ? q_out : band < K_END ? k_out : v_out;
+        const u32 type = band < Q_END ? q.type : band < K_END ? k.type : v.type;
+        const u32 at = (band - start) * BAND + row;
+        if (at < (band < Q_END ? Q_ROWS : KV_ROWS)) out[at] = sum_terms(terms, COLUMNS, type);
     }
 };
 #endif
@@ -34,7 +34,7 @@ struct Qkv {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_out, f32* k_out, f32* v_out, Plan plan) {
 #if HIDDEN % 256 == 0
-    extern __shared__ __align__(16) u8 shared[];
+    u8* const shared = dynamic_shared<u8>();
     __shared__ f32 partial[256];
     Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
     launch_dependents();
@@ -44,35 +44,38 @@ decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_o
     Norm<HIDDEN> normed;
     normed.prepare(norm);
     wait_dependencies();
-    normed.run(planes, x, norm, partial, [](u32, const Eight&) {});
+    normed.run(planes, x, norm, partial);
     stream.run(planes);
 #endif
 }
 
 #if (HEADS * HEAD_DIM) % 256 == 0
 struct AttnOut {
-    static constexpr u32 COLUMNS = Q_ROWS / 256;
+    static constexpr u32 VALUES = HEADS * HEAD_DIM, COLUMNS = VALUES / 256;
     Matrix w;
     f32* x;
 
-    __device__ __forceinline__ Item item(u32 octet, u32 column) const { return item_of(w.data, w.type, octet, column, COLUMNS); }
-    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
-        const u32 at = octet * 8 + row;
-        if (at < HIDDEN) x[at] = __fadd_rn(load_fresh(x + at), sum_terms(terms, COLUMNS, w.type));
+    __device__ __forceinline__ Item item(u32 band, u32 column) const { return item_of(w.data, w.type, band, column, COLUMNS); }
+    __device__ __forceinline__ f32 before(u32 band, u32 row) const { return band * BAND + row < HIDDEN ? load_fresh(x + band * BAND + row) : 0.0f; }
+    __device__ __forceinline__ void finish(u32 band, u32 row, f32 before, const f32* terms) const {
+        const u32 at = band * BAND + row;
+        if (at < HIDDEN) x[at] = __fadd_rn(before, sum_terms(terms, COLUMNS, w.type));
     }
 };
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attn_out(Fixed attn, Matrix w, f32* x, Plan plan) {
 #if (HEADS * HEAD_DIM) % 256 == 0
-    extern __shared__ __align__(16) u8 shared[];
-    Planes<Q_ROWS>& planes = *(Planes<Q_ROWS>*)shared;
+    u8* const shared = dynamic_shared<u8>();
+    Planes<AttnOut::VALUES>& planes = *(Planes<AttnOut::VALUES>*)shared;
     launch_dependents();
     const AttnOut job{w, x};
-    Stream<AttnOut, Q_ROWS> stream(job, plan, share_of(octets(HIDDEN)), shared);
+    Stream<AttnOut, AttnOut::VALUES> stream(job, plan, share_of(bands(HIDDEN)), shared);
     stream.start();
     wait_dependencies();
-    load_planes(planes, attn, THREADS);
+    Copied<AttnOut::VALUES, THREADS> row;
+    row.fetch(attn);
+    row.store(planes);
     __syncthreads();
     stream.run(planes);
 #endif

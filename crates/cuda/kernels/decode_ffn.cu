@@ -7,30 +7,32 @@
 // matrices of the chosen experts once.
 #include "decode_stream.cuh"
 
+#if HIDDEN % 256 == 0 || WIDTH % 256 == 0
 constexpr bool MIXTURE = EXPERTS > 0;
 constexpr u32 RANKS = MIXTURE ? USED : 1;
-constexpr u32 WIDTH_OCTETS = octets(WIDTH);
 
 // Bytes of one expert's tiles.
 __device__ __forceinline__ u64 expert_stride(u32 type, u32 k, u32 rows) { return (u64)((rows + 31) / 32) * (k / 256) * column_bytes(type); }
+#endif
 
 #if HIDDEN % 256 == 0
 struct Up {
-    static constexpr u32 BLOCKS = HIDDEN / 256, COLUMNS = 2 * BLOCKS;
+    static constexpr u32 BLOCKS = HIDDEN / 256, COLUMNS = 2 * BLOCKS, BANDS = bands(WIDTH);
     Matrix gate, up;
     const u32* experts;  // [RANKS] in shared memory
     f32* hidden;
 
     // Columns: the gate's, then those of up.
-    __device__ __forceinline__ Item item(u32 octet, u32 column) const {
+    __device__ __forceinline__ Item item(u32 band, u32 column) const {
         const Matrix& m = column < BLOCKS ? gate : up;
-        const u32 rank = octet / WIDTH_OCTETS, block = column < BLOCKS ? column : column - BLOCKS;
+        const u32 rank = band / BANDS, block = column < BLOCKS ? column : column - BLOCKS;
         const u8* data = m.data + (MIXTURE ? experts[rank] * expert_stride(m.type, HIDDEN, WIDTH) : 0);
-        return item_of(data, m.type, octet - rank * WIDTH_OCTETS, block, BLOCKS);
+        return item_of(data, m.type, band - rank * BANDS, block, BLOCKS);
     }
-    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
-        const u32 rank = octet / WIDTH_OCTETS, at = (octet - rank * WIDTH_OCTETS) * 8 + row;
-        const f32 g = sum_terms(terms, BLOCKS, gate.type), u = sum_terms(terms + BLOCKS * TERMS * 8, BLOCKS, up.type);
+    __device__ __forceinline__ f32 before(u32, u32) const { return 0.0f; }
+    __device__ __forceinline__ void finish(u32 band, u32 row, f32, const f32* terms) const {
+        const u32 rank = band / BANDS, at = (band - rank * BANDS) * BAND + row;
+        const f32 g = sum_terms(terms, BLOCKS, gate.type), u = sum_terms(terms + BLOCKS * TERMS * BAND, BLOCKS, up.type);
         if (at < WIDTH) hidden[rank * WIDTH + at] = __fmul_rn(silu(g), u);
     }
 };
@@ -39,20 +41,22 @@ struct Up {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 decode_up(const f32* x, const f32* norm, Fixed normed, const u32* experts, Matrix gate, Matrix up, f32* hidden, Plan plan) {
 #if HIDDEN % 256 == 0
-    extern __shared__ __align__(16) u8 shared[];
+    u8* const shared = dynamic_shared<u8>();
     __shared__ u32 chosen[RANKS];
     Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
     const Up job{gate, up, chosen, hidden};
-    Stream<Up, HIDDEN> stream(job, plan, share_of(RANKS * WIDTH_OCTETS), shared);
+    Stream<Up, HIDDEN> stream(job, plan, share_of(RANKS * Up::BANDS), shared);
     if constexpr (MIXTURE) {
         wait_dependencies();
         // Only now: decode_down reads the choice of experts before its own wait, and may not start before it is made.
         launch_dependents();
+        Copied<HIDDEN, THREADS> row;
+        row.fetch(normed);
         if (threadIdx.x < RANKS) chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
+        row.store(planes);
         __syncthreads();
+        // Last, and with no barrier after it: a warp may multiply its first slice while others still ask for theirs.
         stream.start();
-        load_planes(planes, normed, THREADS);
-        __syncthreads();
     } else {
         __shared__ f32 partial[256];
         launch_dependents();
@@ -60,7 +64,7 @@ decode_up(const f32* x, const f32* norm, Fixed normed, const u32* experts, Matri
         Norm<HIDDEN> row;
         row.prepare(norm);
         wait_dependencies();
-        row.run(planes, x, norm, partial, [](u32, const Eight&) {});
+        row.run(planes, x, norm, partial);
     }
     stream.run(planes);
 #endif
@@ -74,22 +78,23 @@ struct Down {
     const f32* weights;   // [RANKS]
     f32* x;
 
-    __device__ __forceinline__ Item item(u32 octet, u32 column) const {
+    __device__ __forceinline__ Item item(u32 band, u32 column) const {
         const u32 rank = column / BLOCKS;
         const u8* data = down.data + (MIXTURE ? experts[rank] * expert_stride(down.type, WIDTH, HIDDEN) : 0);
-        Item item = item_of(data, down.type, octet, column - rank * BLOCKS, BLOCKS);
+        Item item = item_of(data, down.type, band, column - rank * BLOCKS, BLOCKS);
         item.block = column;
         return item;
     }
-    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
-        const u32 at = octet * 8 + row;
+    __device__ __forceinline__ f32 before(u32 band, u32 row) const { return band * BAND + row < HIDDEN ? load_fresh(x + band * BAND + row) : 0.0f; }
+    __device__ __forceinline__ void finish(u32 band, u32 row, f32 before, const f32* terms) const {
+        const u32 at = band * BAND + row;
         f32 sum = 0.0f;
 #pragma unroll
         for (u32 rank = 0; rank < RANKS; rank++) {
-            const f32 out = sum_terms(terms + rank * BLOCKS * TERMS * 8, BLOCKS, down.type);
+            const f32 out = sum_terms(terms + rank * BLOCKS * TERMS * BAND, BLOCKS, down.type);
             sum = MIXTURE ? __fmaf_rn(weights[rank], out, sum) : out;
         }
-        if (at < HIDDEN) x[at] = __fadd_rn(load_fresh(x + at), sum);
+        if (at < HIDDEN) x[at] = __fadd_rn(before, sum);
     }
 };
 #endif
@@ -98,13 +103,13 @@ struct Down {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 decode_down(const f32* hidden, const u32* experts, const f32* weights, Matrix down, f32* x, u32 early, Plan plan) {
 #if WIDTH % 256 == 0
-    extern __shared__ __align__(16) u8 shared[];
+    u8* const shared = dynamic_shared<u8>();
     __shared__ u32 chosen[RANKS];
     __shared__ f32 weight[RANKS];
     Planes<RANKS * WIDTH>& planes = *(Planes<RANKS * WIDTH>*)shared;
     launch_dependents();
     const Down job{down, chosen, weight, x};
-    Stream<Down, RANKS * WIDTH> stream(job, plan, share_of(octets(HIDDEN)), shared);
+    Stream<Down, RANKS * WIDTH> stream(job, plan, share_of(bands(HIDDEN)), shared);
     if constexpr (MIXTURE) {
         if (!early) wait_dependencies();
         if (threadIdx.x < RANKS) {

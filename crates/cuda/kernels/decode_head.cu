@@ -30,9 +30,10 @@ struct Head {
     u64* key;       // this block's, in shared memory
     u32* infinite;  // likewise
 
-    __device__ __forceinline__ Item item(u32 octet, u32 column) const { return item_of(w.data, w.type, octet, column, COLUMNS); }
-    __device__ __forceinline__ void finish(u32 octet, u32 row, const f32* terms) const {
-        const u32 id = octet * 8 + row;
+    __device__ __forceinline__ Item item(u32 band, u32 column) const { return item_of(w.data, w.type, band, column, COLUMNS); }
+    __device__ __forceinline__ f32 before(u32, u32) const { return 0.0f; }
+    __device__ __forceinline__ void finish(u32 band, u32 row, f32, const f32* terms) const {
+        const u32 id = band * BAND + row;
         if (id >= VOCAB) return;
         f32 v = sum_terms(terms, COLUMNS, w.type);
         logits[id] = v;
@@ -47,7 +48,7 @@ struct Head {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 decode_head(const f32* x, const u32* wanted, const f32* norm, Matrix w, f32* logits, Greatest* greatest, Plan plan) {
 #if HIDDEN % 256 == 0
-    extern __shared__ __align__(16) u8 shared[];
+    u8* const shared = dynamic_shared<u8>();
     __shared__ f32 partial[256];
     __shared__ u64 key;
     __shared__ u32 infinite;
@@ -55,12 +56,12 @@ decode_head(const f32* x, const u32* wanted, const f32* norm, Matrix w, f32* log
     launch_dependents();
     if (threadIdx.x == 0) key = 0, infinite = 0;
     const Head job{w, logits, &key, &infinite};
-    Stream<Head, HIDDEN> stream(job, plan, share_of(octets(VOCAB)), shared);
+    Stream<Head, HIDDEN> stream(job, plan, share_of(bands(VOCAB)), shared);
     stream.start();
     Norm<HIDDEN> normed;
     normed.prepare(norm);
     wait_dependencies();
-    normed.run(planes, x + (u64)load_fresh(wanted) * HIDDEN, norm, partial, [](u32, const Eight&) {});
+    normed.run(planes, x + (u64)load_fresh(wanted) * HIDDEN, norm, partial);
     stream.run(planes);
     __syncthreads();
     if (threadIdx.x != 0) return;

@@ -6,13 +6,13 @@
 // sum of the softmax likewise; the choice compares integers. Bytes: 4 E D (f32) read.
 #include "row.cuh"
 
+#if HIDDEN % 256 == 0 && EXPERTS > 0
 constexpr u32 WARPS = 16, THREADS = 32 * WARPS;
 // Router rows to a block.
 constexpr u32 ROWS = 4;
-
-#if HIDDEN % 256 == 0 && EXPERTS > 0
 constexpr u32 KEYS = (EXPERTS + 31) / 32 * 32;
 
+// Dynamic shared memory; after it the block's rows of the router, [ROWS][D].
 struct Shared {
     Planes<HIDDEN> planes;
     f32 normed[HIDDEN];
@@ -24,19 +24,19 @@ struct Shared {
     u32 last;
 };
 
-template <u32 BYTES> __device__ __forceinline__ f32 weight_at(const u8* row, u32 k, u32 type) {
-    if constexpr (BYTES == 4) return ((const f32*)row)[k];
-    const u16 bits = ((const u16*)row)[k];
-    return type == T_BF16 ? __uint_as_float((u32)bits << 16) : f16_to_f32(bits);
-}
+__device__ __forceinline__ u32 weight_bytes(u32 type) { return has(T_F32) && type == T_F32 ? 4 : 2; }
 
 // One row's logit, rule 2.
-template <u32 BYTES> __device__ __forceinline__ f32 logit(const u8* row, const f32* x, u32 type) {
-    const u32 lane = threadIdx.x % 32;
+template <class At> __device__ __forceinline__ f32 logit(const f32* x, At&& at) {
     f32 sum = 0.0f;
-#pragma unroll 16
-    for (u32 k = 0; k < HIDDEN; k += 32) sum = __fmaf_rn(weight_at<BYTES>(row, k + lane, type), x[k + lane], sum);
+#pragma unroll 8
+    for (u32 k = threadIdx.x % 32; k < HIDDEN; k += 32) sum = __fmaf_rn(at(k), x[k], sum);
     return butterfly(sum);
+}
+__device__ __forceinline__ f32 logit(const u8* row, const f32* x, u32 type) {
+    if constexpr (has(T_F32)) if (type == T_F32) return logit(x, [=](u32 k) { return ((const f32*)row)[k]; });
+    if constexpr (has(T_F16)) if (type == T_F16) return logit(x, [=](u32 k) { return f16_to_f32(((const u16*)row)[k]); });
+    return logit(x, [=](u32 k) { return __uint_as_float((u32)((const u16*)row)[k] << 16); });
 }
 
 // Softmax over s.p in place (cpu::ops::softmax), by one warp.
@@ -106,69 +106,62 @@ __device__ __forceinline__ void choose(Shared& s, u32* experts, f32* weights) {
     weights[threadIdx.x] = __fmul_rn(weight, __int_as_float(EXPERT_SCALE));
 }
 
-// Writes what this block has of the row in fixed point, as `Fixed` has it: blocks b, b + gridDim.x, ...
-__device__ __forceinline__ void store_fixed(const Planes<HIDDEN>& row, const Fixed& to) {
+// Writes what falls to this block of the row, as floats and as `Fixed` has it: fixed-point blocks b, b + gridDim.x, ...
+__device__ __forceinline__ void store_row(const Shared& s, f32* normed, const Fixed& fixed) {
+#pragma unroll 1
     for (u32 block = blockIdx.x; block < HIDDEN / 256; block += gridDim.x) {
         const u32 i = block * 16 + threadIdx.x;
         if (threadIdx.x < 16) {
-            ((uint4*)to.hi)[i] = row.hi[i];
-            if constexpr (PLANES == 2) ((uint4*)to.lo)[i] = row.lo[i];
-            to.sum[i] = joined_sum(row.sum[i]);
+            ((uint4*)fixed.hi)[i] = s.planes.hi[i];
+            if constexpr (PLANES == 2) ((uint4*)fixed.lo)[i] = s.planes.lo[i];
+            fixed.sum[i] = joined_sum(s.planes.sum[i]);
         }
-        if (threadIdx.x == 0) to.scale[block] = row.scale[block];
+        if (threadIdx.x == 0) fixed.scale[block] = s.planes.scale[block];
+        const u32 k = block * 256 + threadIdx.x % 256;
+        if (threadIdx.x >= 256) normed[k] = s.normed[k];
     }
 }
 
-template <u32 BYTES>
-__device__ __forceinline__ void route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fixed, f32* logits, u32* experts, f32* weights, u32* arrived) {
-    extern __shared__ __align__(16) u8 rows[];  // [ROWS][D] of the router
-    __shared__ Shared s;
+// Counts to `last` and around; what this thread wrote (and saw written before a barrier) is seen by whoever counts later.
+__device__ __forceinline__ u32 atomic_inc_acq_rel(u32* p, u32 last) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(last) : "memory");
+    return before;
+}
+#endif
+
+// `arrived` is zero between launches.
+extern "C" __global__ void __launch_bounds__(512, 2)
+decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fixed, f32* logits, u32* experts, f32* weights, u32* arrived) {
+#if HIDDEN % 256 == 0 && EXPERTS > 0
+    u8* const shared = dynamic_shared<u8>();
+    Shared& s = *(Shared*)shared;
+    u8* rows = shared + (sizeof(Shared) + 15) / 16 * 16;
     launch_dependents();
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * ROWS;
-    const u32 count = min(ROWS, EXPERTS - first), bytes = HIDDEN * BYTES;
+    const u32 warp = threadIdx.x / 32, first = blockIdx.x * ROWS;
+    const u32 count = min(ROWS, EXPERTS - first), bytes = HIDDEN * weight_bytes(router.type);
     const u8* from = router.data + (u64)first * bytes;
-    for (u32 i = threadIdx.x; i < count * (bytes / 16); i += THREADS) async_copy16(rows + i * 16, from + i * 16);
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < count * bytes / 16; i += THREADS) async_copy16(rows + i * 16, from + i * 16);
     async_commit();
     Norm<HIDDEN> row;
     row.prepare(norm);
     wait_dependencies();
     row.run(s.planes, x, norm, s.partial, [&](u32 k, const Eight& v) {
-        const float4 a = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]), b = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
-        ((float4*)(s.normed + k))[0] = a;
-        ((float4*)(s.normed + k))[1] = b;
-        if (k / 256 % gridDim.x == blockIdx.x) {
-            ((float4*)(normed + k))[0] = a;
-            ((float4*)(normed + k))[1] = b;
-        }
-    });
-    async_wait<0>();
-    __syncthreads();
+        ((float4*)(s.normed + k))[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
+        ((float4*)(s.normed + k))[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
+    }, [] { async_wait<0>(); });
     if (warp < count) {
-        const f32 v = logit<BYTES>(rows + warp * bytes, s.normed, router.type);
-        if (lane == 0) logits[first + warp] = v;
+        const f32 v = logit(rows + warp * bytes, s.normed, router.type);
+        if (threadIdx.x % 32 == 0) logits[first + warp] = v;
     }
-    store_fixed(s.planes, fixed);
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
-        const u32 before = atomicAdd(arrived, 1);
-        s.last = before == gridDim.x - 1;
-        if (s.last) *arrived = 0;
-        __threadfence();
-    }
+    if (threadIdx.x == 0) s.last = atomic_inc_acq_rel(arrived, gridDim.x - 1) == gridDim.x - 1;
+    store_row(s, normed, fixed);
     __syncthreads();
     if (!s.last) return;
     if (warp == 0) softmax(s, logits);
     __syncthreads();
     choose(s, experts, weights);
-}
-#endif
-
-// `arrived` is zero between launches.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fixed, f32* logits, u32* experts, f32* weights, u32* arrived) {
-#if HIDDEN % 256 == 0 && EXPERTS > 0
-    if (router.type == T_F32) route<4>(x, norm, router, normed, fixed, logits, experts, weights, arrived);
-    else route<2>(x, norm, router, normed, fixed, logits, experts, weights, arrived);
 #endif
 }

@@ -1,13 +1,13 @@
 // How a decode kernel streams its weights: the part that all of them share.
 //
-// A block of 16 warps owns a contiguous range of octets (eight output rows each). An octet's products are COLUMNS slices
+// A block of 16 warps owns a contiguous range of bands (sixteen output rows each). A band's products are COLUMNS slices
 // (dot.cuh); the block's slices are dealt to its warps in turn, and each warp copies what it will multiply into a ring of
-// its own, `slots` slices deep, so the copies need no synchronisation but the warp's. Terms meet in shared memory; when
-// a pass of octets is through, the job adds each row's terms in block order. A kernel whose weights do not depend on
-// the step fills its rings before it waits for the kernel ahead.
+// its own, so the copies need no synchronisation but the warp's. Terms meet in shared memory; when a pass of bands is
+// through, a thread a row adds the row's terms in block order. A kernel whose weights do not depend on the step fills its
+// rings before it waits for the kernel ahead.
 //
-// Dynamic shared memory: Planes of the activations, then terms [pass][COLUMNS][TERMS][8] f32, then rings
-// [16][slots][slot_bytes].
+// Dynamic shared memory: Planes of the activations, then terms [pass][COLUMNS][TERMS][BAND] f32, then the rings,
+// [slots][16 warps][slot_bytes]; where the slices are fewer, only as many.
 #pragma once
 #include "dot.cuh"
 
@@ -16,37 +16,31 @@ constexpr u32 THREADS = 32 * WARPS;
 
 // Chosen by the host from the shared memory there is (launch/decode.rs).
 struct Plan {
-    u32 pass;        // octets to a pass
-    u32 slots;       // 1 to 8
+    u32 pass;        // bands to a pass, 32 at most
+    u32 depth;       // slices that a warp has under way: 1 to 4
+    u32 slots;       // as many, or fewer if that is all the slices a warp has
     u32 slot_bytes;  // of the largest slice
     u32 ring;        // where the rings begin
 };
 
-// Waits until all but the newest `pending` copies of this thread have landed.
-__device__ __forceinline__ void wait_copies(u32 pending) {
-    switch (pending) {
-        case 0: return async_wait<0>();
-        case 1: return async_wait<1>();
-        case 2: return async_wait<2>();
-        case 3: return async_wait<3>();
-        case 4: return async_wait<4>();
-        case 5: return async_wait<5>();
-        case 6: return async_wait<6>();
-        default: return async_wait<7>();
-    }
+// Waits until all but the newest depth - 1 groups of this thread's copies have landed.
+__device__ __forceinline__ void wait_copies(u32 depth) {
+    if (depth > 2) depth == 3 ? async_wait<2>() : async_wait<3>();
+    else depth == 1 ? async_wait<0>() : async_wait<1>();
 }
 
-// The octets [first, end) of block b of `blocks`, of `count` in all: shares differ by one at most.
+// The bands [first, end) of this block, of `count` in all: shares differ by one at most.
 struct Share {
     u32 first, end;
 };
 __device__ __forceinline__ Share share_of(u32 count) {
-    return {(u32)((u64)count * blockIdx.x / gridDim.x), (u32)((u64)count * (blockIdx.x + 1) / gridDim.x)};
+    return {count * blockIdx.x / gridDim.x, count * (blockIdx.x + 1) / gridDim.x};
 }
 
 // Job: static constexpr u32 COLUMNS;
-//      Item item(u32 octet, u32 column) const;
-//      void finish(u32 octet, u32 row, const f32* terms): the row's terms [COLUMNS][TERMS][8], at this row.
+//      Item item(u32 band, u32 column) const;
+//      f32 before(u32 band, u32 row) const: what the row held, fetched ahead of the product;
+//      void finish(u32 band, u32 row, f32 before, const f32* terms): the row's terms [COLUMNS][TERMS][BAND], at this row.
 template <class Job, u32 K> struct Stream {
     static constexpr u32 COLUMNS = Job::COLUMNS;
     const Job& job;
@@ -54,55 +48,64 @@ template <class Job, u32 K> struct Stream {
     const Share share;
     f32* const terms;
     u8* const ring;
-    u32 fetched = 0, slot_in = 0;  // the warp's next slice to fetch, and its slot
+    u32 next = threadIdx.x / 32, slot_in = 0;  // the warp's next slice to fetch, and its slot
 
     __device__ __forceinline__ Stream(const Job& job, const Plan& plan, Share share, u8* shared)
         : job(job), plan(plan), share(share), terms((f32*)(shared + sizeof(Planes<K>))),
-          ring(shared + plan.ring + threadIdx.x / 32 * plan.slots * plan.slot_bytes) {}
+          ring(shared + plan.ring + threadIdx.x / 32 * plan.slot_bytes) {}
+
+    __device__ __forceinline__ u8* slot_at(u32 slot) const { return ring + slot * WARPS * plan.slot_bytes; }
 
     __device__ __forceinline__ void fetch() {
-        const u32 i = fetched * WARPS + threadIdx.x / 32, octet = share.first + i / COLUMNS;
-        if (octet < share.end) {
-            const Item item = job.item(octet, i % COLUMNS);
+        if (share.first + next / COLUMNS < share.end) {
+            const Item item = job.item(share.first + next / COLUMNS, next % COLUMNS);
             by_type(item.type, [&](auto t) {
-                copy_slice<decltype(t)::value>(item, ring + slot_in * plan.slot_bytes, threadIdx.x % 32);
+                copy_slice<decltype(t)::value>(item, slot_at(slot_in), threadIdx.x % 32);
             });
         }
         async_commit();
-        fetched++;
+        next += WARPS;
         slot_in = slot_in + 1 == plan.slots ? 0 : slot_in + 1;
     }
 
-    // Fills the ring.
+    // Fills the ring. Every slice is a group of copies, those that are not there too.
     __device__ __forceinline__ void start() {
-        for (u32 i = 0; i < plan.slots; i++) fetch();
+#pragma unroll 1
+        for (u32 i = 0; i < plan.depth; i++) fetch();
     }
 
     __device__ __forceinline__ void run(const Planes<K>& planes) {
         const u32 lane = threadIdx.x % 32;
         Operand x;
         u32 loaded = 0xffffffffu, slot = 0, i = threadIdx.x / 32;
+#pragma unroll 1
         for (u32 first = share.first; first < share.end; first += plan.pass) {
             const u32 end = min(first + plan.pass, share.end);
+            const u32 band = first + threadIdx.x / BAND, row = threadIdx.x % BAND;
+            const f32 before = band < end ? job.before(band, row) : 0.0f;
+            f32* to = terms - (first - share.first) * COLUMNS * TERMS * BAND;
+#pragma unroll 1
             for (; i < (end - share.first) * COLUMNS; i += WARPS) {
-                wait_copies(plan.slots - 1);
+                wait_copies(plan.depth);
                 __syncwarp();
                 const Item item = job.item(share.first + i / COLUMNS, i % COLUMNS);
-                f32* to = terms + (i - (first - share.first) * COLUMNS) * TERMS * 8;
                 by_type(item.type, [&](auto t) {
                     constexpr u32 T = decltype(t)::value;
-                    const u32 wanted = item.block * 2 + (T == T_Q6K);
-                    if (wanted != loaded) load_operand<T>(x, planes, item.block, lane / 8);
+                    const u32 wanted = item.block * 2 + SIXTEENS<T>;
+                    if (wanted != loaded) load_operand<T>(x, planes, item.block, lane);
                     loaded = wanted;
-                    slice_terms<T>(ring + slot * plan.slot_bytes, lane, x, planes, item.block, to);
+                    slice_terms<T>(slot_at(slot), lane, x, planes.scale[item.block], to + i * TERMS * BAND);
                 });
-                __syncwarp();
                 slot = slot + 1 == plan.slots ? 0 : slot + 1;
-                fetch();
+                if (share.first + next / COLUMNS < share.end) {
+                    __syncwarp();
+                    fetch();
+                } else {
+                    async_commit();
+                }
             }
             __syncthreads();
-            for (u32 r = threadIdx.x; r < (end - first) * 8; r += THREADS)
-                job.finish(first + r / 8, r % 8, terms + r / 8 * COLUMNS * TERMS * 8 + r % 8);
+            if (band < end) job.finish(band, row, before, terms + threadIdx.x / BAND * COLUMNS * TERMS * BAND + row);
             if (end < share.end) __syncthreads();
         }
     }

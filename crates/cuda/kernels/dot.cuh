@@ -1,10 +1,13 @@
 // Products of slices with an activation row, and how a slice comes from a tile into shared memory.
 //
-// A slice is eight weight rows ("an octet", a quarter of a tile) by 256 values. A warp takes a slice at a time:
-// lane = row + 8 part, and each of the four parts takes 64 of the 256 values, which are the same ones for every slice of
-// that block of activations. So a lane's 64 activations stay in registers from slice to slice, and what differs is
-// only the weights: three to six loads of 16 bytes a lane. The sums of a super-block are integers, so how its
-// values are dealt to parts leaves no trace in the bits.
+// A slice is sixteen weight rows ("a band", half a tile) by 256 values; a warp multiplies it in eight `mma.m16n8k32` on
+// int8, which are exact: integers in, 32-bit integers out. Left operand: the band's rows, straight from its 16-byte pieces
+// by `ldmatrix`. Right operand: the activations, whose eight columns are (sub-block, plane): column 2 i + plane, four
+// sub-blocks to an accumulator. The activations of a sub-block stand only in their own columns, zeros elsewhere, so an
+// accumulator keeps the sums of four sub-blocks and two planes apart until their scales have been applied. The zeros cost
+// nothing that is short: what counts at batch 1 is instructions, and these are half of what dp4a takes.
+//
+// In what follows r = lane / 4 and q = lane % 4. A lane ends with the sums of rows r and r + 8 with sub-blocks q.
 #pragma once
 #include "row.cuh"
 #include "types.cuh"
@@ -24,24 +27,25 @@ template <u32 T> struct Slice {
     static constexpr u32 BLOCKS = 256 / Layout<T>::VALUES;
     // Whole 16-byte pieces of a block, and bytes beyond them: the scale of Q6_K and Q8_0.
     static constexpr u32 UNITS = Layout<T>::BYTES / 16, REST = Layout<T>::BYTES % 16;
-    // In shared memory: [BLOCKS][UNITS][8 rows][16 bytes], then [BLOCKS][8 rows][REST].
-    static constexpr u32 WHOLE = BLOCKS * UNITS * 128;
-    static constexpr u32 BYTES = WHOLE + BLOCKS * 8 * REST;
+    // In shared memory: [BLOCKS][UNITS][16 rows][16 bytes], then [BLOCKS][16 rows][REST].
+    static constexpr u32 WHOLE = BLOCKS * UNITS * 256;
+    static constexpr u32 BYTES = WHOLE + BLOCKS * 16 * REST;
     // Bytes of 32 rows by 256 values.
     static constexpr u32 COLUMN = BLOCKS * COLUMN_BYTES<T>;
 };
 
-// Octets that hold so many rows.
-constexpr __host__ __device__ u32 octets(u32 rows) { return (rows + 7) / 8; }
+// Rows of a slice, and the bands that hold so many rows.
+constexpr u32 BAND = 16;
+constexpr __host__ __device__ u32 bands(u32 rows) { return (rows + BAND - 1) / BAND; }
 
 // Terms that a slice of any type of this model may have.
 constexpr u32 TERMS = has(T_Q8_0) ? 8 : 1;
 
-// What a slice is: octet `octet` (0 to 3) of the column of 32 rows by 256 values at `column`, to be multiplied with
-// block `block` of the activation row.
+// What a slice is: the upper or lower half of the column of 32 rows by 256 values at `column`, to be multiplied with block
+// `block` of the activation row.
 struct Item {
     const u8* column;
-    u32 octet;
+    u32 lower;
     u32 type;
     u32 block;
 };
@@ -52,138 +56,165 @@ __device__ __forceinline__ u32 column_bytes(u32 type) {
     return bytes;
 }
 
-// Column `block` of octet `octet` of the rows of `m`, whose rows are `blocks` blocks long.
-__device__ __forceinline__ Item item_of(const u8* data, u32 type, u32 octet, u32 block, u32 blocks) {
-    return {data + (u64)(octet / 4 * blocks + block) * column_bytes(type), octet % 4, type, block};
+// Column `block` of band `band` of a matrix whose rows are `blocks` blocks long.
+__device__ __forceinline__ Item item_of(const u8* data, u32 type, u32 band, u32 block, u32 blocks) {
+    return {data + (u64)(band / 2 * blocks + block) * column_bytes(type), band % 2, type, block};
 }
 
 // Starts the copy of a slice to shared memory; the warp's lanes share the pieces.
 template <u32 T> __device__ __forceinline__ void copy_slice(const Item& item, u8* to, u32 lane) {
     using S = Slice<T>;
     constexpr u32 PIECES = S::WHOLE / 16;
-    // 32 lanes copy four units a step; Q8_0 has two to a block.
-    constexpr u32 STEP = S::UNITS == 2 ? 2 * COLUMN_BYTES<T> : 4 * 512;
-    const u32 unit = lane / 8;
-    const u32 start = S::UNITS == 2 ? unit / 2 * COLUMN_BYTES<T> + unit % 2 * 512 : unit * 512;
-    const u8* from = item.column + start + item.octet * 128 + lane % 8 * 16;
+    // 32 lanes copy two units a step, which is a block of Q8_0.
+    constexpr u32 STEP = S::UNITS == 2 ? COLUMN_BYTES<T> : 2 * 512;
+    const u8* from = item.column + lane / 16 * 512 + item.lower * 256 + lane % 16 * 16;
 #pragma unroll
     for (u32 i = 0; i * 32 < PIECES; i++)
         if (i * 32 + 32 <= PIECES || i * 32 + lane < PIECES) async_copy16(to + (i * 32 + lane) * 16, from + i * STEP);
     if constexpr (S::REST != 0) {
-        static_assert(S::REST == 2, "eight rows' scales are one piece");
-        if (lane < S::BLOCKS)
-            async_copy16(to + S::WHOLE + lane * 16, item.column + lane * COLUMN_BYTES<T> + S::UNITS * 512 + item.octet * 16);
+        static_assert(S::REST == 2, "sixteen rows' scales are two pieces");
+        if (lane < S::BLOCKS * 2)
+            async_copy16(to + S::WHOLE + lane * 16,
+                         item.column + lane / 2 * COLUMN_BYTES<T> + S::UNITS * 512 + item.lower * 32 + lane % 2 * 16);
     }
 }
 
-// A part's 64 activations: four pieces of 16.
+// A lane's share of a block of activations: words number q of its column's sub-blocks, where its column is sub-block
+// i = lane / 8 of each accumulator, plane lane / 4 % 2. Sub-blocks of 32 (all types but Q6_K): two words of sub-block 2i,
+// two of 2i + 1. Sub-blocks of 16: a word each of i, 4 + i, 8 + i, 12 + i.
 struct Operand {
-    uint4 hi[4];
-    uint4 lo[PLANES == 2 ? 4 : 1];
-    i32 sum[2];  // of q over pieces 0, 1 and over 2, 3
+    u32 word[4];
+    // Of q over sub-blocks 2q and 2q + 1 (of 32); or -32 times both planes' over sub-blocks q, 4 + q, 8 + q, 12 + q.
+    i32 sum[8];
 };
 
-// Which 16 of a block's values piece j of a part holds. Q6_K keeps weights that lie 32 apart in one byte's neighbourhood.
-template <u32 T> __device__ __forceinline__ u32 piece_of(u32 part, u32 j) {
-    return T == T_Q6K ? part / 2 * 8 + j * 2 + part % 2 : part * 4 + j;
-}
+template <u32 T> constexpr bool SIXTEENS = T == T_Q6K;
 
-template <u32 T, u32 K> __device__ __forceinline__ void load_operand(Operand& x, const Planes<K>& row, u32 block, u32 part) {
-    i32 sum[4];
+template <u32 T, u32 K> __device__ __forceinline__ void load_operand(Operand& x, const Planes<K>& row, u32 block, u32 lane) {
+    const u32 i = lane / 8, q = lane % 4;
+    const bool low = lane / 4 % 2;
+    const u32* plane = (const u32*)(PLANES == 2 && low ? row.lo : row.hi) + block * 64 + q;
+    const i32* sums = row.sum + block * 16;
+    // One plane: the columns of the other are zero.
+    const bool on = PLANES == 2 || !low;
 #pragma unroll
-    for (u32 j = 0; j < 4; j++) {
-        const u32 at = block * 16 + piece_of<T>(part, j);
-        x.hi[j] = row.hi[at];
-        if constexpr (PLANES == 2) x.lo[j] = row.lo[at];
-        if constexpr (T != T_Q6K) sum[j] = joined_sum(row.sum[at]);
-    }
-    // Also for Q8_0, which needs none: the next slice may be of another type.
-    if constexpr (T != T_Q6K) {
-        x.sum[0] = sum[0] + sum[1];
-        x.sum[1] = sum[2] + sum[3];
-    }
-}
-
-// Sums over the two planes, and of the minima.
-struct Sums {
-    i32 h, l, g;
-};
-
-__device__ __forceinline__ i32 dot16(const uint4& w, const uint4& x, i32 sum) {
-    sum = __dp4a((i32)w.x, (i32)x.x, sum);
-    sum = __dp4a((i32)w.y, (i32)x.y, sum);
-    sum = __dp4a((i32)w.z, (i32)x.z, sum);
-    return __dp4a((i32)w.w, (i32)x.w, sum);
-}
-
-template <class F> __device__ __forceinline__ uint4 words(const uint4& w, F&& f) {
-    return make_uint4(f(w.x), f(w.y), f(w.z), f(w.w));
-}
-template <class F> __device__ __forceinline__ uint4 words(const uint4& a, const uint4& b, F&& f) {
-    return make_uint4(f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w));
-}
-
-__device__ __forceinline__ const uint4& piece(const u8* slice, u32 unit, u32 row) {
-    return *(const uint4*)(slice + unit * 128 + row * 16);
-}
-
-// Adds a piece of 16 codes to sub-block sums.
-__device__ __forceinline__ void add_codes(const uint4& codes, const Operand& x, u32 j, i32& h, i32& l) {
-    h = dot16(codes, x.hi[j], h);
-    if constexpr (PLANES == 2) l = dot16(codes, x.lo[j], l);
-}
-
-// Q4_K and Q5_K: part p is sub-blocks 2p and 2p + 1 of 32 values, the low and the high nibbles of 32 bytes.
-template <u32 T> __device__ __forceinline__ Sums part_sums_45(const u8* slice, u32 row, u32 part, const Operand& x) {
-    const uint4 head = piece(slice, 0, row);
-    i32 h[2] = {0, 0}, l[2] = {0, 0};
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const uint4 w = piece(slice, Layout<T>::QS + part * 2 + half, row);
-        uint4 low = words(w, [](u32 v) { return v & 0x0f0f0f0fu; });
-        uint4 high = words(w, [](u32 v) { return v >> 4 & 0x0f0f0f0fu; });
-        if constexpr (T == T_Q5K) {
-            // Bit j of a byte belongs to sub-block j: bits 2p and 2p + 1 become the fifth bits.
-            const uint4 fifth = piece(slice, Layout<T_Q5K>::QH + half, row);
-            const u32 shift = part * 2;
-            low = words(low, fifth, [=](u32 v, u32 q) { return v | (q >> shift << 4 & 0x10101010u); });
-            high = words(high, fifth, [=](u32 v, u32 q) { return v | (q >> shift << 3 & 0x10101010u); });
+    for (u32 a = 0; a < 4; a++) {
+        if constexpr (SIXTEENS<T>) {
+            x.word[a] = on ? plane[(a * 4 + i) * 4] : 0;
+            const i32 sum = sums[a * 4 + q];
+            x.sum[a * 2] = sum_high(sum) * -32;
+            x.sum[a * 2 + 1] = sum_low(sum) * -32;
+        } else {
+            x.word[a] = on ? plane[i * 16 + a * 4] : 0;
+            // Also for Q8_0, which needs none: the next slice may be of another type.
+            if (a < 2) x.sum[a] = joined_sum(sums[q * 4 + a * 2]) + joined_sum(sums[q * 4 + a * 2 + 1]);
         }
-        add_codes(low, x, half, h[0], l[0]);
-        add_codes(high, x, 2 + half, h[1], l[1]);
     }
-    // Numbers 4 to 7 keep their two high bits above numbers 0 to 3 (quant::block::six_bits).
-    const bool split = part >= 2;
-    const u32 shift = part % 2 * 16;
-    const u32 scales = split ? (head.w & 0x0f0f0f0fu) | (head.y >> 2 & 0x30303030u) : head.y & 0x3f3f3f3fu;
-    const u32 minima = split ? (head.w >> 4 & 0x0f0f0f0fu) | (head.z >> 2 & 0x30303030u) : head.z & 0x3f3f3f3fu;
-    const i32 s0 = scales >> shift & 0xff, s1 = scales >> shift >> 8 & 0xff;
-    const i32 m0 = minima >> shift & 0xff, m1 = minima >> shift >> 8 & 0xff;
-    return {s0 * h[0] + s1 * h[1], PLANES == 2 ? s0 * l[0] + s1 * l[1] : 0, m0 * x.sum[0] + m1 * x.sum[1]};
 }
 
-// Q6_K: part p = 2 half + i is bytes 16 i to 16 i + 15 of each run of 32 in one half of the block: four sub-blocks.
-// Codes are biased by 32: the sums start from -32 times the activations' sums.
-template <u32 K> __device__ __forceinline__ Sums part_sums_6(const u8* slice, u32 row, u32 part, const Operand& x, const Planes<K>& planes, u32 block) {
-    const u32 half = part / 2, i = part % 2;
-    const uint4 a = piece(slice, half * 4 + i, row), b = piece(slice, half * 4 + 2 + i, row);
-    const uint4 q = piece(slice, Layout<T_Q6K>::QH + half * 2 + i, row);
-    const u8* scales = slice + Layout<T_Q6K>::SCALES * 128 + row * 16 + half * 8 + i;
-    Sums s = {0, 0, 0};
+// Four sums of a lane: row r with both planes, row r + 8 with both planes.
+struct Sums {
+    i32 v[4];
+};
+
+// Words q of two neighbouring units: [unit][row r, row r + 8].
+struct Units {
+    u32 v[4];
+};
+
+// Four 8 x 16-byte matrices from shared memory: lane i gives the address of row i % 8 of matrix i / 8, and gets word q of
+// row r of each.
+__device__ __forceinline__ void load_matrices(u32 (&v)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"((u32)__cvta_generic_to_shared(row)) : "memory");
+}
+__device__ __forceinline__ Units load_units(const u8* slice, u32 unit, u32 lane) {
+    Units u;
+    load_matrices(u.v, slice + unit * 256 + lane * 16);
+    return u;
+}
+
+template <class F> __device__ __forceinline__ Units each(const Units& a, F&& f) { return {{f(a.v[0]), f(a.v[1]), f(a.v[2]), f(a.v[3])}}; }
+template <class F> __device__ __forceinline__ Units each(const Units& a, const Units& b, F&& f) {
+    return {{f(a.v[0], b.v[0]), f(a.v[1], b.v[1]), f(a.v[2], b.v[2]), f(a.v[3], b.v[3])}};
+}
+
+// c += a b over 32 values of k; a's bytes signed or not, b's signed.
+template <bool SIGNED> __device__ __forceinline__ void mma_k32(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    if constexpr (SIGNED)
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Byte i is the one that nibble i of `select` names, of b's over a's; with the nibble's bit 3, its sign eight times.
+__device__ __forceinline__ u32 permute(u32 a, u32 b, u32 select) {
+    u32 v;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(select));
+    return v;
+}
+
+// The sums of sub-blocks of 32 values: even[..] of 2q, odd[..] of 2q + 1.
+template <u32 T> __device__ __forceinline__ void sums_of_32(const u8* slice, u32 lane, const Operand& x, Sums& even, Sums& odd) {
+    even = odd = {{0, 0, 0, 0}};
+    Units fifth;
+    if constexpr (T == T_Q5K) fifth = load_units(slice, Layout<T_Q5K>::QH, lane);
 #pragma unroll
-    for (u32 j = 0; j < 4; j++) {
-        const uint4 codes = words(j % 2 ? b : a, q, [=](u32 v, u32 f) {
-            return (j < 2 ? v & 0x0f0f0f0fu : v >> 4 & 0x0f0f0f0fu) |
-                   ((j == 0 ? f << 4 : j == 1 ? f << 2 : j == 2 ? f : f >> 2) & 0x30303030u);
-        });
-        const u32 sums = planes.sum[block * 16 + piece_of<T_Q6K>(part, j)];
-        i32 h = sum_high(sums) * -32, l = sum_low(sums) * -32;
-        add_codes(codes, x, j, h, l);
-        const i32 scale = (i8)scales[j * 2];
-        s.h += scale * h;
-        if constexpr (PLANES == 2) s.l += scale * l;
+    for (u32 p = 0; p < 4; p++) {
+        const bool own = lane / 8 == p;
+        const u32 b[4] = {own ? x.word[0] : 0, own ? x.word[1] : 0, own ? x.word[2] : 0, own ? x.word[3] : 0};
+        if constexpr (T == T_Q8_0) {
+            mma_k32<true>(even.v, load_units(slice, p * 4, lane).v, b[0], b[1]);
+            mma_k32<true>(odd.v, load_units(slice, p * 4 + 2, lane).v, b[2], b[3]);
+        } else {
+            // Sub-blocks 2p and 2p + 1 are the low and the high nibbles of two units.
+            const Units w = load_units(slice, Layout<T>::QS + p * 2, lane);
+            Units low = each(w, [](u32 v) { return v & 0x0f0f0f0fu; });
+            if constexpr (T == T_Q4K) {
+                // Sixteen times the code, and one instruction less: value_45 divides, exactly.
+                mma_k32<true>(even.v, low.v, b[0], b[1]);
+                mma_k32<false>(odd.v, each(w, [](u32 v) { return v & 0xf0f0f0f0u; }).v, b[2], b[3]);
+            } else {
+                // Bit j of a byte of `fifth` belongs to sub-block j.
+                Units high = each(w, [](u32 v) { return v >> 4 & 0x0f0f0f0fu; });
+                low = each(low, fifth, [=](u32 v, u32 f) { return v | (f >> (p * 2) & 0x01010101u) << 4; });
+                high = each(high, fifth, [=](u32 v, u32 f) { return v | (f >> (p * 2 + 1) & 0x01010101u) << 4; });
+                mma_k32<true>(even.v, low.v, b[0], b[1]);
+                mma_k32<true>(odd.v, high.v, b[2], b[3]);
+            }
+        }
     }
-    return s;
+}
+
+// Q6_K: the sums of sub-blocks of 16 values, 8 half + q and 8 half + 4 + q. Codes are biased by 32: sums begin at the bias.
+__device__ __forceinline__ void sums_of_16(const u8* slice, u32 lane, const Operand& x, u32 half, Sums (&sums)[2]) {
+    using L = Layout<T_Q6K>;
+    const u32 i = lane / 8;
+    const Units high = load_units(slice, L::QH + half * 2, lane);
+    const Units nibbles[2] = {load_units(slice, L::QL + half * 4, lane), load_units(slice, L::QL + half * 4 + 2, lane)};
+#pragma unroll
+    for (u32 a = 0; a < 2; a++) {
+        const i32 h = x.sum[half * 4 + a * 2], l = x.sum[half * 4 + a * 2 + 1];
+        sums[a] = {{h, l, h, l}};
+    }
+#pragma unroll
+    for (u32 s = 0; s < 4; s++) {
+        // Sub-blocks 2s and 2s + 1 of the half: low nibbles for s < 2, then high; two units for even s, two for odd.
+        const Units codes = each(nibbles[s % 2], high, [=](u32 v, u32 f) {
+            return (v >> (s / 2 * 4) & 0x0f0f0f0fu) | ((s < 2 ? f << (4 - 2 * s) : f >> (2 * s - 4)) & 0x30303030u);
+        });
+        const u32 own = x.word[half * 2 + s / 2];
+        mma_k32<true>(sums[s / 2].v, codes.v, i == s % 2 * 2 ? own : 0, i == s % 2 * 2 + 1 ? own : 0);
+    }
+}
+
+// Adds over q and hands each lane one row's sum: row r to even q, row r + 8 to odd q.
+__device__ __forceinline__ i32 gather(i32 upper, i32 lower, bool odd) {
+    const i32 own = (odd ? lower : upper) + __shfl_xor_sync(0xffffffffu, odd ? upper : lower, 1);
+    return own + __shfl_xor_sync(0xffffffffu, own, 2);
 }
 
 __device__ __forceinline__ f32 half_at(const u8* p) { return f16_to_f32(*(const u16*)p); }
@@ -191,53 +222,89 @@ __device__ __forceinline__ f32 half_at(const u8* p) { return f16_to_f32(*(const 
 // F of rule 1: the planes' sums as one float.
 __device__ __forceinline__ f32 both_planes(i32 h, i32 l) { return PLANES == 2 ? join(h, l) : __int2float_rn(h); }
 
-// Writes the terms of the eight rows: terms[term][row].
-template <u32 T, u32 K>
-__device__ __forceinline__ void slice_terms(const u8* slice, u32 lane, const Operand& x, const Planes<K>& planes, u32 block, f32* terms) {
-    const u32 row = lane % 8, part = lane / 8;
-    const f32 scale = planes.scale[block];
-    if constexpr (T == T_Q8_0) {
-        // Part p is blocks 2p and 2p + 1. s * (d * F + 0 * G): the zero changes no bit of a sum that began at +0.
+// d F - dmin G of a row of Q4_K or Q5_K.
+template <u32 T> __device__ __forceinline__ f32 value_45(const u8* slice, u32 lane, const Operand& x) {
+    const u32 r = lane / 4, q = lane % 4;
+    Sums even, odd;
+    sums_of_32<T>(slice, lane, x, even, odd);
+    i32 h[2], l[2], g[2];
+    u32 d[2];
 #pragma unroll
-        for (u32 j = 0; j < 2; j++) {
-            const u32 at = part * 2 + j;
-            i32 h = 0, l = 0;
-            add_codes(piece(slice, at * 2, row), x, j * 2, h, l);
-            add_codes(piece(slice, at * 2 + 1, row), x, j * 2 + 1, h, l);
-            const f32 d = half_at(slice + Slice<T>::WHOLE + at * 16 + row * 2);
-            terms[at * 8 + row] = __fmul_rn(scale, __fmul_rn(d, both_planes(h, l)));
+    for (u32 i = 0; i < 2; i++) {
+        const uint4 head = *(const uint4*)(slice + (r + i * 8) * 16);
+        // Two neighbouring numbers; 4 to 7 keep their two high bits above 0 to 3 (quant::block::six_bits).
+        const u32 shift = q % 2 * 16, first = head.y >> shift, second = head.z >> shift, third = head.w >> shift;
+        const u32 scales = q < 2 ? first & 0x3f3f : (third & 0x0f0f) | (first >> 2 & 0x3030);
+        const u32 minima = q < 2 ? second & 0x3f3f : (third >> 4 & 0x0f0f) | (second >> 2 & 0x3030);
+        constexpr u32 MORE = T == T_Q4K ? 4 : 0;
+        const i32 s0 = scales & 0xff, s1 = scales >> 8;
+        h[i] = s0 * even.v[i * 2] + s1 * (odd.v[i * 2] >> MORE);
+        l[i] = s0 * even.v[i * 2 + 1] + s1 * (odd.v[i * 2 + 1] >> MORE);
+        g[i] = (i32)(minima & 0xff) * x.sum[0] + (i32)(minima >> 8) * x.sum[1];
+        d[i] = head.x;
+    }
+    const bool lower = q % 2;
+    const f32 f = both_planes(gather(h[0], h[1], lower), PLANES == 2 ? gather(l[0], l[1], lower) : 0);
+    const u32 own = lower ? d[1] : d[0];
+    const f32 minimum = __fmul_rn(f16_to_f32((u16)(own >> 16)), __int2float_rn(gather(g[0], g[1], lower)));
+    return __fsub_rn(__fmul_rn(f16_to_f32((u16)own), f), minimum);
+}
+
+// d F of a row of Q6_K.
+__device__ __forceinline__ f32 value_6(const u8* slice, u32 lane, const Operand& x) {
+    const u32 r = lane / 4, q = lane % 4;
+    const bool lower = q % 2;
+    // Selects byte q of a word and repeats its sign.
+    const u32 select = q | (q | 8) * 0x1110;
+    i32 h[2] = {0, 0}, l[2] = {0, 0};
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        Sums sums[2];
+        sums_of_16(slice, lane, x, half, sums);
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const uint2 scales = *(const uint2*)(slice + Layout<T_Q6K>::SCALES * 256 + (r + i * 8) * 16 + half * 8);
+#pragma unroll
+            for (u32 a = 0; a < 2; a++) {
+                const i32 scale = (i32)permute(a ? scales.y : scales.x, 0, select);
+                h[i] += scale * sums[a].v[i * 2];
+                l[i] += scale * sums[a].v[i * 2 + 1];
+            }
+        }
+    }
+    const f32 f = both_planes(gather(h[0], h[1], lower), PLANES == 2 ? gather(l[0], l[1], lower) : 0);
+    return __fmul_rn(half_at(slice + Slice<T_Q6K>::WHOLE + (r + lower * 8) * 2), f);
+}
+
+// Writes the terms of the sixteen rows: terms[term][row].
+template <u32 T>
+__device__ __forceinline__ void slice_terms(const u8* slice, u32 lane, const Operand& x, f32 scale, f32* terms) {
+    const u32 r = lane / 4, q = lane % 4;
+    if constexpr (T == T_Q8_0) {
+        Sums sums[2];
+        sums_of_32<T>(slice, lane, x, sums[0], sums[1]);
+        // s * (d * F + 0 * G): the zero changes no bit of a sum that began at +0.
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 block = q * 2 + i / 2, row = r + i % 2 * 8;
+            const f32 d = half_at(slice + Slice<T>::WHOLE + block * 32 + row * 2);
+            const f32 f = both_planes(sums[i / 2].v[i % 2 * 2], sums[i / 2].v[i % 2 * 2 + 1]);
+            terms[block * BAND + row] = __fmul_rn(scale, __fmul_rn(d, f));
         }
     } else {
-        Sums s;
-        f32 d, dmin = 0.0f;
-        if constexpr (T == T_Q6K) {
-            s = part_sums_6(slice, row, part, x, planes, block);
-            d = half_at(slice + Slice<T>::WHOLE + row * 2);
-        } else {
-            s = part_sums_45<T>(slice, row, part, x);
-            d = half_at(slice + row * 16);
-            dmin = half_at(slice + row * 16 + 2);
-        }
-#pragma unroll
-        for (u32 w = 8; w <= 16; w *= 2) {
-            s.h += __shfl_xor_sync(0xffffffffu, s.h, w);
-            if constexpr (PLANES == 2) s.l += __shfl_xor_sync(0xffffffffu, s.l, w);
-            if constexpr (T != T_Q6K) s.g += __shfl_xor_sync(0xffffffffu, s.g, w);
-        }
-        f32 f = __fmul_rn(d, both_planes(s.h, s.l));
-        if constexpr (T != T_Q6K) f = __fsub_rn(f, __fmul_rn(dmin, __int2float_rn(s.g)));
-        if (part == 0) terms[row] = __fmul_rn(scale, f);
+        f32 v;
+        if constexpr (T == T_Q6K) v = value_6(slice, lane, x);
+        else v = value_45<T>(slice, lane, x);
+        if (q < 2) terms[r + q * 8] = __fmul_rn(scale, v);
     }
 }
 
-// A row's product: its terms in block order from +0. `terms` is [blocks][TERMS][8 rows], at this row.
+// A row's product: its terms in block order from +0. `terms` is [blocks][TERMS][BAND], at this row.
 __device__ __forceinline__ f32 sum_terms(const f32* terms, u32 blocks, u32 type) {
+    const u32 count = TERMS > 1 && type != T_Q8_0 ? blocks : blocks * TERMS;
+    const u32 stride = TERMS > 1 && type != T_Q8_0 ? TERMS * BAND : BAND;
     f32 sum = 0.0f;
-    if (TERMS > 1 && type == T_Q8_0) {
-        for (u32 i = 0; i < blocks * TERMS; i++) sum = __fadd_rn(sum, terms[i * 8]);
-    } else {
-#pragma unroll 8
-        for (u32 i = 0; i < blocks; i++) sum = __fadd_rn(sum, terms[i * TERMS * 8]);
-    }
+#pragma unroll 4
+    for (u32 i = 0; i < count; i++) sum = __fadd_rn(sum, terms[i * stride]);
     return sum;
 }

@@ -20,6 +20,12 @@ __device__ __forceinline__ i32 sum_high(i32 s) { return (s - sum_low(s)) >> 16; 
 // Of q: 256 hi + lo, or hi (A8).
 __device__ __forceinline__ i32 joined_sum(i32 s) { return PLANES == 2 ? sum_high(s) * 256 + sum_low(s) : sum_high(s); }
 
+// Dynamic shared memory. It has one address, whoever asks and by whatever type.
+template <class T> __device__ __forceinline__ T* dynamic_shared() {
+    extern __shared__ __align__(128) u8 dynamic_shared_memory[];
+    return (T*)dynamic_shared_memory;
+}
+
 // Activations, which an earlier kernel wrote: past the first-level cache, and never moved ahead of the wait.
 __device__ __forceinline__ float4 load_fresh4(const f32* p) {
     float4 v;
@@ -79,27 +85,52 @@ template <u32 K> __device__ __forceinline__ void round_block(Planes<K>& row, u32
     if (lane == 0) row.scale[block] = r.scale;
 }
 
-// Copies a row that is in fixed point already. All threads; not synchronised.
-template <u32 K> __device__ __forceinline__ void load_planes(Planes<K>& row, const Fixed& from, u32 threads) {
-    for (u32 i = threadIdx.x; i < K / 16; i += threads) {
-        const uint4 hi = load_fresh16(from.hi + i * 16);
-        row.hi[i] = hi;
-        i32 sum = piece_sum(hi) * 65536;
-        if constexpr (PLANES == 2) {
-            const uint4 lo = load_fresh16(from.lo + i * 16);
-            row.lo[i] = lo;
-            sum += piece_sum(lo);
-        }
-        row.sum[i] = sum;
-        if (i < K / 256) row.scale[i] = load_fresh(from.scale + i);
-    }
-}
+// Copies a row that is in fixed point already, in two steps, so that other requests can go out between them. A thread moves
+// a piece of 16 values.
+template <u32 K, u32 COUNT> struct Copied {
+    static constexpr u32 OWN = (K / 16 + COUNT - 1) / COUNT;
+    uint4 hi[OWN], lo[PLANES == 2 ? OWN : 1];
+    f32 scale[OWN];
 
-// Rounds a row of floats. All warps; not synchronised.
+    __device__ __forceinline__ void fetch(const Fixed& from) {
+#pragma unroll
+        for (u32 o = 0; o < OWN; o++) {
+            const u32 i = o * COUNT + threadIdx.x;
+            if (i < K / 16) hi[o] = load_fresh16(from.hi + i * 16);
+            if constexpr (PLANES == 2) if (i < K / 16) lo[o] = load_fresh16(from.lo + i * 16);
+            if (i < K / 256) scale[o] = load_fresh(from.scale + i);
+        }
+    }
+
+    // Not synchronised.
+    __device__ __forceinline__ void store(Planes<K>& row) const {
+#pragma unroll
+        for (u32 o = 0; o < OWN; o++) {
+            const u32 i = o * COUNT + threadIdx.x;
+            if (i >= K / 16) continue;
+            row.hi[i] = hi[o];
+            i32 sum = piece_sum(hi[o]) * 65536;
+            if constexpr (PLANES == 2) {
+                row.lo[i] = lo[o];
+                sum += piece_sum(lo[o]);
+            }
+            row.sum[i] = sum;
+            if (i < K / 256) row.scale[i] = scale[o];
+        }
+    }
+};
+
+// Rounds a row of floats, a warp two blocks at a time. All warps; not synchronised.
 template <u32 K> __device__ __forceinline__ void round_row(Planes<K>& row, const f32* x, u32 warps) {
     const u32 lane = threadIdx.x % 32;
-#pragma unroll 2
-    for (u32 block = threadIdx.x / 32; block < K / 256; block += warps) round_block(row, block, load_eight(x + block * 256 + lane * 8), lane);
+#pragma unroll 1
+    for (u32 first = threadIdx.x / 32; first < K / 256; first += 2 * warps) {
+        const u32 second = first + warps;
+        const bool both = second < K / 256;
+        const Eight a = load_eight(x + first * 256 + lane * 8), b = load_eight(x + (both ? second : first) * 256 + lane * 8);
+        round_block(row, first, a, lane);
+        if (both) round_block(row, second, b, lane);
+    }
 }
 
 // The norm of a row of K and its rounding, by 16 warps: eight sum the squares while eight fetch what they will round.
@@ -117,10 +148,15 @@ template <u32 K> struct Norm {
             if (warp >= SUMMING && warp - SUMMING < BLOCKS) weight = load_eight(weights + (warp - SUMMING) * 256 + lane * 8);
     }
 
+    // As below, where nothing else is to be done.
+    __device__ __forceinline__ void run(Planes<K>& row, const f32* x, const f32* weights, f32* partial) {
+        run(row, x, weights, partial, [](u32, const Eight&) {}, [] {});
+    }
+
     // Sum of squares: partial p takes k = p (mod 256) ascending; butterfly 128, 64, ... 1. `partial` is [256] in shared
-    // memory. Calls each(k, values) with every eight normalised values. Ends synchronised.
-    template <class Each>
-    __device__ __forceinline__ void run(Planes<K>& row, const f32* x, const f32* weights, f32* partial, Each&& each) {
+    // memory. Calls each(k, values) with every eight normalised values, and last() before the barrier at the end.
+    template <class Each, class Last>
+    __device__ __forceinline__ void run(Planes<K>& row, const f32* x, const f32* weights, f32* partial, Each&& each, Last&& last) {
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         Eight own;
         if (warp < SUMMING) {
@@ -144,7 +180,9 @@ template <u32 K> struct Norm {
             for (u32 step = 4; step > 0; step /= 2)
 #pragma unroll
                 for (u32 i = 0; i < step; i++) s[i] = __fadd_rn(s[i], s[i + step]);
-            const f32 mean = __fdiv_rn(butterfly(s[0]), (f32)K);
+            // A power of two divides as exactly as its inverse multiplies.
+            const f32 sum = butterfly(s[0]);
+            const f32 mean = (K & (K - 1)) == 0 ? __fmul_rn(sum, 1.0f / K) : __fdiv_rn(sum, (f32)K);
             const f32 r = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, __int_as_float(RMS_EPS))));
             for (u32 block = warp - SUMMING; block < BLOCKS; block += ROUNDING) {
                 const u32 k = block * 256 + lane * 8;
@@ -157,6 +195,7 @@ template <u32 K> struct Norm {
                 round_block(row, block, v, lane);
             }
         }
+        last();
         __syncthreads();
     }
 };

@@ -21,26 +21,39 @@ pub(crate) const UNIT_ROUTE: UnitOf = ("decode_route.cu", &["decode_route"]);
 /// `WARPS` of `decode_stream.cuh`.
 const WARPS: usize = 16;
 const THREADS: u32 = 32 * WARPS as u32;
-/// Weight rows of a slice: an octet.
-const OCTET: usize = 8;
+/// `BAND` of `dot.cuh`: weight rows of a slice.
+const BAND: usize = 16;
 /// Values of a slice.
 const SLICE: usize = 256;
 /// `ROWS` of `decode_route.cu`: router rows to a block of threads.
 const ROUTER_ROWS: usize = 4;
-/// The deepest ring that `wait_copies` knows.
-const MAX_SLOTS: usize = 8;
-/// Shared memory for the terms of a pass: enough that a whole share fits, but for the head's.
+/// Slices that a warp has under way where its weights may be fetched ahead of the step: as many as it will multiply, or
+/// enough to hide the memory's latency. `wait_copies` knows up to 4.
+const DEPTH: usize = 3;
+/// Where the fetch can only start with the product: fewer, so that a warp gets to multiply before it has asked for all.
+const DEPTH_LATE: usize = 2;
+/// Shared memory for the terms of a pass: enough for a whole share, but for the head's.
 const TERM_BYTES: usize = 16 << 10;
-/// Shared memory of a block of threads where the processor has more: half, so that the next kernel's block fits beside it.
-const SHARED: usize = 112 << 10;
-/// What a block of threads may have on the smallest processors (sm_86, sm_89, sm_120), less its static arrays.
-const SHARED_SMALL: usize = 96 << 10;
+/// Bands of a pass at most: a thread a row.
+const MAX_PASS: usize = THREADS as usize / BAND;
+
+/// Shared memory that a block of threads may have, by compute capability (CUDA C++ Programming Guide, table of technical
+/// specifications), less 1 KiB that the system takes and what the kernels declare themselves.
+pub(crate) fn shared_memory(arch: u32) -> usize {
+    let kib = match arch {
+        80 | 87 => 163,
+        90 | 100 | 103 | 110 => 227,
+        _ => 99,
+    };
+    (kib - 3) << 10
+}
 
 /// The twin of `Plan` in `decode_stream.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PlanArg {
     pass: u32,
+    depth: u32,
     slots: u32,
     slot_bytes: u32,
     ring: u32,
@@ -59,14 +72,16 @@ struct Plan {
 /// What a plan depends on.
 #[derive(Debug, Clone, Copy)]
 struct Work {
-    /// Octets of output rows.
-    octets: usize,
-    /// Slices of an octet.
+    /// Bands of output rows.
+    bands: usize,
+    /// Slices of a band.
     columns: usize,
     /// Values of the activation row that a block of threads holds.
     values: usize,
     /// Bytes of the largest slice.
     slice: usize,
+    /// Slices that a warp should have under way.
+    depth: usize,
 }
 
 /// The processors and what the model makes of them.
@@ -81,19 +96,21 @@ struct Machine {
 }
 
 impl Machine {
-    fn plan(&self, work: Work) -> Plan {
-        let grid = self.processors.min(work.octets);
-        let share = work.octets.div_ceil(grid);
-        let planes = planes_bytes(work.values, self.planes);
-        let octet_terms = work.columns * self.terms * OCTET * size_of::<f32>();
-        let pass = (TERM_BYTES / octet_terms).clamp(1, share);
-        let ring = planes + pass * octet_terms;
-        // As deep as a warp has slices, if there is room.
-        let wanted = (share * work.columns).div_ceil(WARPS).min(MAX_SLOTS);
-        let slots = (self.shared.saturating_sub(ring) / (WARPS * work.slice)).clamp(1, wanted);
-        let arg =
-            PlanArg { pass: size(pass), slots: size(slots), slot_bytes: size(work.slice), ring: size(ring) };
-        Plan { arg, grid, shared: ring + WARPS * slots * work.slice }
+    /// The plan with the deepest rings that fit; nothing where not even one slice to a warp does.
+    fn plan(&self, work: Work) -> Option<Plan> {
+        let grid = self.processors.min(work.bands);
+        let share = work.bands.div_ceil(grid);
+        let band_terms = work.columns * self.terms * BAND * size_of::<f32>();
+        let pass = (TERM_BYTES / band_terms).clamp(1, share.min(MAX_PASS));
+        let ring = planes_bytes(work.values, self.planes) + pass * band_terms;
+        let slices = share * work.columns;
+        (1..=work.depth).rev().find_map(|depth| {
+            let slots = slices.div_ceil(WARPS).min(depth);
+            let shared = ring + slices.min(WARPS * slots) * work.slice;
+            let [pass, depth, slots, slot_bytes, ring] = [pass, depth, slots, work.slice, ring].map(size);
+            let arg = PlanArg { pass, depth, slots, slot_bytes, ring };
+            (shared <= self.shared).then_some(Plan { arg, grid, shared })
+        })
     }
 }
 
@@ -103,10 +120,10 @@ fn planes_bytes(k: usize, planes: usize) -> usize {
     (k + low + k / 16 * size_of::<i32>() + k / SLICE * size_of::<f32>()).next_multiple_of(16)
 }
 
-/// Bytes of eight rows by 256 values, for the types that the kernels know.
+/// Bytes of a band by 256 values, for the types that the kernels know.
 fn slice_bytes(dtype: Dtype) -> Option<usize> {
     let known = matches!(dtype, Dtype::Q4K | Dtype::Q5K | Dtype::Q6K | Dtype::Q8_0);
-    known.then(|| OCTET * SLICE / dtype.block_len() * dtype.block_bytes())
+    known.then(|| BAND * SLICE / dtype.block_len() * dtype.block_bytes())
 }
 
 /// The largest slice of matrices that the kernels can all multiply.
@@ -143,22 +160,29 @@ impl Scratch {
 
 impl Cuda {
     fn machine(&self) -> Machine {
-        let small = matches!(self.device.gpu.arch, 86 | 89 | 120..);
         let q8 = crate::kernels::types(&self.model).contains(&Dtype::Q8_0);
         Machine {
             processors: self.device.gpu.processors,
-            shared: if small { SHARED_SMALL } else { SHARED },
+            shared: shared_memory(self.device.gpu.arch),
             terms: if q8 { SLICE / Dtype::Q8_0.block_len() } else { 1 },
             planes: if self.activations == Activations::A16 { 2 } else { 1 },
         }
     }
 
-    /// The plan of a product with `matrices`, or nothing where the general path must run.
-    fn decode_plan(&self, matrices: &[Matrix], octets: usize, columns: usize, values: usize) -> Option<Plan> {
-        let work = Work { octets, columns, values, slice: largest_slice(matrices)? };
-        let machine = self.machine();
-        let plan = machine.plan(work);
-        (self.step.rows() == 1 && plan.shared <= machine.shared).then_some(plan)
+    /// The plan of a product of `bands` bands, each `columns` slices of `matrices`, with a row of `values`; nothing where
+    /// the general path must run.
+    fn decode_plan(
+        &self,
+        matrices: &[Matrix],
+        bands: usize,
+        columns: usize,
+        values: usize,
+        depth: usize,
+    ) -> Option<Plan> {
+        if self.step.rows() != 1 {
+            return None;
+        }
+        self.machine().plan(Work { bands, columns, values, slice: largest_slice(matrices)?, depth })
     }
 
     fn launch_plan(&self, name: &str, plan: Plan, arguments: Arguments) -> Result<bool, Error> {
@@ -172,8 +196,9 @@ impl Cuda {
     /// `qkv` in one launch.
     pub(crate) fn decode_qkv(&self, layer: usize) -> Result<bool, Error> {
         let (w, b, d) = (&self.weights.layers[layer], &self.buffers, self.model.config.hidden);
-        let octets = [w.q, w.k, w.v].iter().map(|m| m.rows.div_ceil(OCTET)).sum();
-        let Some(plan) = self.decode_plan(&[w.q, w.k, w.v], octets, d / SLICE, d) else { return Ok(false) };
+        let matrices = [w.q, w.k, w.v];
+        let bands = matrices.iter().map(|m| m.rows.div_ceil(BAND)).sum();
+        let Some(plan) = self.decode_plan(&matrices, bands, d / SLICE, d, DEPTH) else { return Ok(false) };
         let arguments = Arguments::default()
             .push(b.x.ptr())
             .push(w.attn_norm)
@@ -189,7 +214,7 @@ impl Cuda {
     /// `attn_out` in one launch; reads `attn_fixed`.
     pub(crate) fn decode_attn_out(&self, layer: usize) -> Result<bool, Error> {
         let (w, b) = (self.weights.layers[layer].out, &self.buffers);
-        let Some(plan) = self.decode_plan(&[w], w.rows.div_ceil(OCTET), w.k / SLICE, w.k) else {
+        let Some(plan) = self.decode_plan(&[w], w.rows.div_ceil(BAND), w.k / SLICE, w.k, DEPTH) else {
             return Ok(false);
         };
         let arguments = Arguments::default().push(b.attn_fixed.arg()).push(w.arg()).push(b.x.ptr());
@@ -205,14 +230,11 @@ impl Cuda {
             Dtype::F16 | Dtype::BF16 => 2,
             _ => return Ok(false),
         };
-        // The row as floats and as planes, and the choice: `Shared` of decode_route.cu, which is static.
-        let fixed = 4 * d + planes_bytes(d, 2) + 12 * router.rows.next_multiple_of(32) + (2 << 10);
-        let rows = ROUTER_ROWS * d * bytes;
-        if self.step.rows() != 1
-            || !d.is_multiple_of(SLICE)
-            || fixed > 48 << 10
-            || fixed + rows > SHARED_SMALL
-        {
+        // `Shared` of decode_route.cu: the row as planes and as floats, partial sums, keys, the choice; then router rows.
+        let keys = router.rows.next_multiple_of(32);
+        let state = planes_bytes(d, self.machine().planes) + 4 * (d + 256 + 2 * keys + 2 * self.ranks() + 1);
+        let shared = state.next_multiple_of(16) + ROUTER_ROWS * d * bytes;
+        if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || shared > self.machine().shared {
             return Ok(false);
         }
         let arguments = Arguments::default()
@@ -226,8 +248,8 @@ impl Cuda {
             .push(b.expert_weights.ptr())
             .push(b.decode.arrived.ptr());
         let function = self.kernels.get("decode_route");
-        function.allow_shared(rows)?;
-        let shape = Shape::new(router.rows.div_ceil(ROUTER_ROWS), THREADS).shared(rows);
+        function.allow_shared(shared)?;
+        let shape = Shape::new(router.rows.div_ceil(ROUTER_ROWS), THREADS).shared(shared);
         function.launch(&self.device, shape, arguments)?;
         Ok(true)
     }
@@ -261,14 +283,15 @@ impl Cuda {
 
     fn up_plan(&self, layer: usize) -> Option<Plan> {
         let (Ffn::Dense { gate, up, .. } | Ffn::Moe { gate, up, .. }) = self.weights.layers[layer].ffn;
-        let octets = self.ranks() * gate.rows.div_ceil(OCTET);
-        self.decode_plan(&[gate, up], octets, 2 * gate.k / SLICE, gate.k)
+        let bands = self.ranks() * gate.rows.div_ceil(BAND);
+        let depth = if matches!(self.model.config.ffn, model::Ffn::Moe(_)) { DEPTH_LATE } else { DEPTH };
+        self.decode_plan(&[gate, up], bands, 2 * gate.k / SLICE, gate.k, depth)
     }
 
     fn down_plan(&self, layer: usize) -> Option<Plan> {
         let (Ffn::Dense { down, .. } | Ffn::Moe { down, .. }) = self.weights.layers[layer].ffn;
         let values = self.ranks() * down.k;
-        self.decode_plan(&[down], down.rows.div_ceil(OCTET), values / SLICE, values)
+        self.decode_plan(&[down], down.rows.div_ceil(BAND), values / SLICE, values, DEPTH)
     }
 
     fn decode_up(&self, layer: usize) -> Result<bool, Error> {
@@ -305,13 +328,10 @@ impl Cuda {
     /// `head` for one wanted row, in one launch. The step may have more rows.
     pub(crate) fn decode_head(&self) -> Result<bool, Error> {
         let (w, b, d) = (self.weights.head, &self.buffers, self.model.config.hidden);
-        let Some(slice) = largest_slice(&[w]) else { return Ok(false) };
-        let machine = self.machine();
-        let plan =
-            machine.plan(Work { octets: w.rows.div_ceil(OCTET), columns: d / SLICE, values: d, slice });
-        if self.step.outputs() != 1 || plan.shared > machine.shared {
-            return Ok(false);
-        }
+        let work =
+            |slice| Work { bands: w.rows.div_ceil(BAND), columns: d / SLICE, values: d, slice, depth: DEPTH };
+        let plan = largest_slice(&[w]).and_then(|slice| self.machine().plan(work(slice)));
+        let Some(plan) = plan.filter(|_| self.step.outputs() == 1) else { return Ok(false) };
         let arguments = Arguments::default()
             .push(b.x.ptr())
             .push(self.step.wanted())
@@ -328,24 +348,41 @@ mod tests {
     use super::*;
     use crate::layout::TILE;
 
-    /// The shares, the slots and the shared memory of a product on a GPU of 132 processors.
-    fn check(octets: usize, columns: usize, dtype: Dtype, values: usize, want: (usize, u32, u32)) {
-        let machine = Machine { processors: 132, shared: SHARED, terms: 1, planes: 2 };
-        let slice = slice_bytes(dtype).unwrap();
-        let plan = machine.plan(Work { octets, columns, values, slice });
-        assert_eq!((plan.grid, plan.arg.pass, plan.arg.slots), want, "{octets} octets of {columns} {dtype}");
-        assert!(plan.shared <= SHARED && plan.arg.ring % 16 == 0, "{plan:?}");
-        assert!(
-            slice % 16 == 0 && slice * TILE / OCTET == TILE * SLICE / dtype.block_len() * dtype.block_bytes()
-        );
+    /// The blocks, the pass, and the depth of the rings.
+    fn check(processors: usize, arch: u32, work: Work, want: Option<(usize, u32, u32)>) {
+        let machine = Machine { processors, shared: shared_memory(arch), terms: 1, planes: 2 };
+        let plan = machine.plan(work);
+        assert_eq!(plan.map(|p| (p.grid, p.arg.pass, p.arg.depth)), want, "{work:?} on sm_{arch}");
+        let Some(plan) = plan else { return };
+        assert!(plan.shared <= machine.shared && plan.arg.ring % 16 == 0 && plan.arg.slots <= plan.arg.depth);
+        // A pass has a thread for every row, and every slice a place to land.
+        assert!(plan.arg.pass as usize * BAND <= THREADS as usize);
+        let slices = work.bands.div_ceil(plan.grid) * work.columns;
+        assert!(plan.arg.slots == plan.arg.depth || plan.arg.slots as usize * WARPS >= slices);
     }
 
     #[test]
-    fn shares_fit_and_rings_hold_them() {
-        check(640, 8, Dtype::Q4K, 2048, (132, 5, 3));
-        check(256, 16, Dtype::Q4K, 4096, (132, 2, 2));
-        check(256, 24, Dtype::Q6K, 6144, (132, 2, 3));
-        check(18992, 8, Dtype::Q6K, 2048, (132, 64, 3));
-        check(5, 1, Dtype::Q8_0, 256, (5, 1, 1));
+    fn rings_are_as_deep_as_the_processor_allows() {
+        let slice = |dtype| slice_bytes(dtype).unwrap();
+        let qkv = Work { bands: 320, columns: 8, values: 2048, slice: slice(Dtype::Q6K), depth: 3 };
+        check(132, 90, qkv, Some((132, 3, 3)));
+        check(82, 86, qkv, Some((82, 4, 1)));
+        let down = Work { bands: 128, columns: 24, values: 6144, slice: slice(Dtype::Q6K), depth: 3 };
+        check(132, 90, down, Some((128, 1, 3)));
+        check(132, 89, down, Some((128, 1, 1)));
+        let head = Work { bands: 9496, columns: 8, values: 2048, slice: slice(Dtype::Q6K), depth: 3 };
+        check(132, 90, head, Some((132, 32, 3)));
+        // The row alone would not fit.
+        check(132, 90, Work { values: 1 << 18, ..head }, None);
+    }
+
+    #[test]
+    fn a_slice_is_half_a_tile() {
+        for dtype in [Dtype::Q4K, Dtype::Q5K, Dtype::Q6K, Dtype::Q8_0] {
+            let column = TILE * SLICE / dtype.block_len() * dtype.block_bytes();
+            assert_eq!(slice_bytes(dtype), Some(column / 2), "{dtype}");
+            assert_eq!(column / 2 % 16, 0, "{dtype}");
+        }
+        assert_eq!(slice_bytes(Dtype::Q2K), None);
     }
 }
