@@ -79,7 +79,9 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
                     for (u32 w = 0; w < WEIGHT_PLANES<T>; w++)
 #pragma unroll
                         for (u32 p = 0; p < PLANES; p++)
-                            mma_k32<SIGNED<T> && w + 1 == WEIGHT_PLANES<T>>(acc[m][j][w * PLANES + p], a[m][w], b[2 * p], b[2 * p + 1]);
+                            // Once unrolled, which plane it is is known.
+                            if (SIGNED<T> && w == WEIGHT_PLANES<T> - 1) mma_k32<true>(acc[m][j][w * PLANES + p], a[m][w], b[2 * p], b[2 * p + 1]);
+                            else mma_k32<false>(acc[m][j][w * PLANES + p], a[m][w], b[2 * p], b[2 * p + 1]);
             }
         }
     }
