@@ -45,6 +45,25 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// No C++ compiler for the emulator.
+    #[error("no C++ compiler for the emulator: none of g++, clang++ and c++ was found")]
+    NoCxx,
+    /// A kernel did not compile for the emulator.
+    #[error("kernels `{unit}` do not compile for the emulator: {log}")]
+    CompileEmulated {
+        /// Source file.
+        unit: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// A kernel did what it must not, or the emulator was asked for what it cannot do.
+    #[error("the emulator stopped: {what}: {text}")]
+    Emulated {
+        /// The kernel, or what was tried.
+        what: String,
+        /// What happened.
+        text: String,
+    },
     /// A tensor whose type no kernel reads.
     #[error("tensor `{tensor}`: no CUDA kernel reads {dtype} there{}", hint(.why))]
     Type {

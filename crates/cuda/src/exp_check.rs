@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::compile::{Compiler, Unit};
-use crate::driver::{Arguments, Device, Module, Shape};
+use crate::driver::{Arguments, Device, Module, Place, Shape};
 use crate::kernels::arithmetic;
 
 /// Chunks of 2^24 bit patterns.
@@ -18,15 +18,15 @@ pub fn exp_unit() -> Unit {
     Unit { name: "exp_check.cu", defines }
 }
 
-/// Checksums of `exp`, `exp2` and SiLU on GPU `ordinal`, one triple for each chunk of 2^24 bit patterns of the argument,
+/// Checksums of `exp`, `exp2` and SiLU at `place`, one triple for each chunk of 2^24 bit patterns of the argument,
 /// ascending: the wrapping sum of `mix(bits(x), bits(f(x)))`, where every NaN of a result counts as `0x7fc00000` and, in
 /// 32 bits, `mix(x, y)` is `m ^ m >> 15` with `m = (y ^ x * 0x9e3779b1) * 0x85ebca6b`.
 ///
 /// # Errors
 /// [`Error`] if there is no such GPU or no compiler.
-pub fn exp_checksums(ordinal: usize) -> Result<Vec<[u64; 3]>, Error> {
-    let device = Device::open(ordinal)?;
-    let image = Compiler::new(device.gpu.arch, None)?.image(&exp_unit())?;
+pub fn exp_checksums(place: Place) -> Result<Vec<[u64; 3]>, Error> {
+    let device = Device::open(place)?;
+    let image = Compiler::of(&device.gpu, None)?.image(&exp_unit())?;
     let module = Module::load(&device, &image)?;
     let sums = device.zeros::<u64>(3 * CHUNKS)?;
     let shape = Shape { dependent: false, ..Shape::new(1, THREADS).grid(BLOCKS_PER_CHUNK, CHUNKS, 1) };

@@ -29,7 +29,7 @@ use model::{Backend, Buffer, Chooser, Fault, Ffn, Model, Site, Stage, Step};
 use quant::fixed::Activations;
 
 pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
-pub use driver::{Gpu, gpus};
+pub use driver::{Gpu, Place, gpus};
 pub use error::Error;
 pub use exp_check::{exp_checksums, exp_unit};
 pub use kernels::{compile_all, units};
@@ -50,8 +50,8 @@ use weights::Weights;
 /// How to build a [`Cuda`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which GPU, as the driver counts them.
-    pub ordinal: usize,
+    /// Which GPU, or the emulator.
+    pub place: Place,
     /// Precision of activations in products with quantised weights.
     pub activations: Activations,
     /// Positions a sequence may reach.
@@ -70,7 +70,7 @@ impl Options {
     /// One sequence of up to `context` positions, prompts in chunks of 2,048.
     pub fn for_context(context: usize) -> Options {
         Options {
-            ordinal: 0,
+            place: Place::Gpu(0),
             activations: Activations::default(),
             context,
             kv_blocks: context.div_ceil(model::BLOCK),
@@ -111,8 +111,8 @@ impl Cuda {
         options: &Options,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Cuda, Error> {
-        let device = Device::open(options.ordinal)?;
-        let compiler = Compiler::new(device.gpu.arch, options.cache.clone())?;
+        let device = Device::open(options.place)?;
+        let compiler = Compiler::of(&device.gpu, options.cache.clone())?;
         Plan::new(&model, options, device.gpu.memory, device.free_memory()?)?;
         let kernels = Kernels::load(&device, &compiler, &units(&model, options.activations))?;
         let total = weights::bytes(&model);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use model::Model;
 
+use crate::compile::Compiler;
 use crate::driver::Device;
-use crate::{Error, Gpu, Options, Plan, nvrtc_version};
+use crate::{Error, Gpu, Options, Plan};
 
 /// A GPU that a model can go onto. The GPU stays open as long as this lives: opening it takes a moment, and
 /// [`crate::Cuda::new`] finds it open.
@@ -15,7 +16,7 @@ pub struct Ready {
     /// What the model will take of its memory.
     pub plan: Plan,
     /// Version of the kernels' compiler.
-    pub nvrtc: String,
+    pub compiler: String,
     pub(crate) device: Arc<Device>,
 }
 
@@ -28,8 +29,8 @@ impl Ready {
 
 /// Everything that [`crate::Cuda::new`] needs and that can be missing; the first that is, is the error.
 pub fn check(model: &Model, options: &Options) -> Result<Ready, Error> {
-    let device = Device::open(options.ordinal)?;
-    let nvrtc = nvrtc_version()?;
+    let device = Device::open(options.place)?;
+    let compiler = Compiler::of(&device.gpu, None)?.version().to_string();
     let plan = Plan::new(model, options, device.gpu.memory, device.free_memory()?)?;
-    Ok(Ready { gpu: device.gpu.clone(), plan, nvrtc, device })
+    Ok(Ready { gpu: device.gpu.clone(), plan, compiler, device })
 }

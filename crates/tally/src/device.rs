@@ -25,7 +25,7 @@ use crate::progress::Progress;
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
     /// Where to compute: `cpu`, `cuda` or `cuda:N` (the N-th GPU), or `auto`: a GPU where there is one that the model
-    /// fits on. The result is the same.
+    /// fits on. `emulated`, for those who write kernels, runs the GPU's on the CPU. The result is the same.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: Wish,
     #[command(flatten)]

@@ -32,7 +32,7 @@ impl ReadBandwidth {
     /// Compiles the kernel, or takes it from `cache`.
     pub fn new(ready: &Ready, cache: Option<PathBuf>) -> Result<ReadBandwidth, Error> {
         let device = ready.device.clone();
-        let image = Compiler::new(device.gpu.arch, cache)?.image(&ReadBandwidth::unit())?;
+        let image = Compiler::of(&device.gpu, cache)?.image(&ReadBandwidth::unit())?;
         let module = Module::load(&device, &image)?;
         Ok(ReadBandwidth { read: module.function("read_all")?, _module: module, device })
     }

@@ -13,7 +13,7 @@ use model::{Choice, Chosen};
 use crate::Error;
 use crate::driver::{Argument, Arguments, Device, Function, Memory, Plain, Ptr, Shape, size};
 use crate::kernels::UnitOf;
-use crate::pinned::{Pinned, is_idle};
+use crate::pinned::Pinned;
 
 pub(crate) const UNIT: UnitOf = ("sample.cu", &NAMES);
 
@@ -288,7 +288,7 @@ impl Sampling {
                 std::hint::spin_loop();
             }
             // A GPU that failed will not write any more; one that is idle has written.
-            if is_idle(device)? && !arrived(self.ring.flag(at)) {
+            if device.is_idle()? && !arrived(self.ring.flag(at)) {
                 return Err(Error::Driver {
                     what: "waiting for a token",
                     name: "none".into(),

@@ -27,8 +27,8 @@ Examples:
   tally parity --right oracle -p 'fn main() {'                   how far from double precision
   tally parity --right cpu-scalar --file text.txt                vector instructions against none
 
-Sides: cpu; cpu-scalar, without vector instructions; cuda or cuda:N, a GPU; emulated, the GPU's kernels on the CPU; oracle, everything in double precision,
-slow, and equal to nothing else in bits.
+Sides: cpu; cpu-scalar, without vector instructions; cuda or cuda:N, a GPU; emulated, the GPU's kernels on the CPU, for
+those who write kernels, and slow; oracle, everything in double precision, slow, and equal to nothing else in bits.
 
 The prompt is taken as it stands, without the chat template. With --generate N the left's likeliest token is fed to both
 sides, N times, and the logits of each step are compared. For each side first: how many logits are numbers, the first
