@@ -51,6 +51,7 @@ pub(crate) const SOURCES: &[(&str, &str)] = &sources![
     "fixed.cu",
     "float_product.cu",
     "group.cu",
+    "observe.cu",
     "product.cu",
     "repack.cu",
     "rope_store.cu",

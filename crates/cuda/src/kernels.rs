@@ -30,6 +30,7 @@ const UNITS: &[UnitOf] = &[
     launch::experts_down::UNIT,
     launch::fixed::UNIT,
     launch::group::UNIT,
+    launch::observe::UNIT,
     launch::product::UNIT,
     launch::product::UNIT_FLOAT,
     launch::route::UNIT,

@@ -48,6 +48,7 @@ pub(crate) fn device_bytes(dtype: Dtype, k: usize, rows: usize, experts: usize) 
 
 /// The file's bytes of one expert, in tiles. The device does the same with `repack.cu`; this is what that is tested
 /// against.
+#[cfg(test)]
 pub(crate) fn tiles(dtype: Dtype, k: usize, rows: usize, file: &[u8]) -> Vec<u8> {
     let mut out = vec![0; device_bytes(dtype, k, rows, 1)];
     places(dtype, k, rows, |from, to, size| out[to..to + size].copy_from_slice(&file[from..from + size]));
@@ -55,6 +56,7 @@ pub(crate) fn tiles(dtype: Dtype, k: usize, rows: usize, file: &[u8]) -> Vec<u8>
 }
 
 /// The inverse of [`tiles`].
+#[cfg(test)]
 pub(crate) fn restore(dtype: Dtype, k: usize, rows: usize, tiles: &[u8]) -> Vec<u8> {
     let mut out = vec![0; rows * dtype.row_bytes(k).expect("as in `tiles`")];
     places(dtype, k, rows, |from, to, size| out[from..from + size].copy_from_slice(&tiles[to..to + size]));
@@ -62,6 +64,7 @@ pub(crate) fn restore(dtype: Dtype, k: usize, rows: usize, tiles: &[u8]) -> Vec<
 }
 
 /// Calls `each` with every piece's offset in the file, its offset in the tiles, and its size.
+#[cfg(test)]
 fn places(dtype: Dtype, k: usize, rows: usize, mut each: impl FnMut(usize, usize, usize)) {
     let (block, pieces) = (dtype.block_bytes(), pieces(dtype));
     let blocks = k / dtype.block_len();

@@ -4,6 +4,7 @@
 //! `kernels/<stage>.cu`; this file is what the engine sees. Needs no CUDA toolkit to build: driver and compiler are
 //! looked up when the program runs.
 
+mod access;
 mod buffers;
 mod cache;
 mod compile;
@@ -88,6 +89,8 @@ pub struct Cuda {
     weights: Weights,
     cache: cache::Cache,
     buffers: Buffers,
+    /// What is kept of the inside of stages, while it is observed.
+    inside: Option<launch::observe::Inside>,
     step: DeviceStep,
     replay: Replay,
     generation: Generation,
@@ -129,6 +132,7 @@ impl Cuda {
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
             buffers: Buffers::new(&device, config, options.max_rows, options.activations)?,
+            inside: None,
             step: DeviceStep::new(&device, options.max_rows, options.context)?,
             replay: Replay::new(options.graphs),
             rope: device.upload(rope.entries().as_flattened())?,
@@ -228,74 +232,6 @@ impl Cuda {
             Stage::Head => self.head(),
         }
     }
-
-    /// A buffer of floats and how many of its values the current step has.
-    fn floats(&self, buffer: Buffer) -> Option<(&Memory<f32>, usize)> {
-        let (config, b) = (&self.model.config, &self.buffers);
-        let (t, r) = (self.step.rows(), self.step.outputs());
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let moe = match config.ffn {
-            Ffn::Moe(moe) => Some(moe),
-            Ffn::Dense { .. } => None,
-        };
-        let of_moe = |len: fn(&model::Moe) -> usize| moe.as_ref().map_or(0, len);
-        Some(match buffer {
-            Buffer::X => (&b.x, t * config.hidden),
-            Buffer::Q => (&b.q, t * q),
-            Buffer::K => (&b.k, t * kv),
-            Buffer::V => (&b.v, t * kv),
-            Buffer::Attn => (&b.attn, t * q),
-            Buffer::Normed => (&b.normed, if moe.is_some() { t * config.hidden } else { 0 }),
-            Buffer::RouterLogits => (&b.router_logits, t * of_moe(|m| m.experts)),
-            Buffer::ExpertWeights => (&b.expert_weights, t * of_moe(|m| m.used)),
-            Buffer::Hidden => (&b.hidden, t * of_moe(|m| m.used * m.width)),
-            Buffer::Logits => (&b.logits, r * config.vocab),
-            Buffer::Experts | Buffer::CacheK | Buffer::CacheV => return None,
-            Buffer::Gate | Buffer::Up | Buffer::Down => return None,
-        })
-    }
-
-    /// Replaces a buffer of floats, and its copy in fixed point where stages read that.
-    fn write_floats(&self, buffer: Buffer, values: &[f32]) -> Result<(), Error> {
-        self.device.bind()?;
-        if let Some((memory, _)) = self.floats(buffer) {
-            memory.write(0, values)?;
-        }
-        let (b, t) = (&self.buffers, self.step.rows());
-        match buffer {
-            Buffer::Attn => self.fix(b.attn.ptr(), t, &b.attn_fixed),
-            Buffer::Normed => self.fix(b.normed.ptr(), t, &b.normed_fixed),
-            Buffer::Hidden => self.fix(b.hidden.ptr(), self.expert_ids(), &b.hidden_fixed),
-            _ => Ok(()),
-        }
-    }
-
-    fn expert_ids(&self) -> usize {
-        match self.model.config.ffn {
-            Ffn::Moe(moe) => self.step.rows() * moe.used,
-            Ffn::Dense { .. } => 0,
-        }
-    }
-
-    fn read_buffer(&self, buffer: Buffer) -> Result<Vec<f32>, Error> {
-        self.device.bind()?;
-        if let Some((memory, len)) = self.floats(buffer) {
-            let mut values = vec![0.0; len];
-            memory.read(0, &mut values)?;
-            return Ok(values);
-        }
-        match buffer {
-            Buffer::Experts => {
-                let mut ids = vec![0u32; self.expert_ids()];
-                self.buffers.experts.read(0, &mut ids)?;
-                Ok(ids.into_iter().map(|id| id as f32).collect())
-            }
-            _ => {
-                let (keys, values) = self.cache.rows(&self.step)?;
-                Ok(if buffer == Buffer::CacheK { keys } else { values })
-            }
-        }
-    }
 }
 
 /// An error of the GPU as a fault of a stage.
@@ -352,10 +288,10 @@ impl Backend for Cuda {
     }
 
     fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        if matches!(buffer, Buffer::Gate | Buffer::Up | Buffer::Down) {
-            return Err(Fault::Buffer { buffer, why: "the GPU does not keep what is inside its stages".into() });
-        }
         self.settle()?;
+        if matches!(buffer, Buffer::Gate | Buffer::Up | Buffer::Down) && self.inside.is_none() {
+            return Err(Fault::Buffer { buffer, why: "it is not being observed".into() });
+        }
         self.read_buffer(buffer).map_err(fault(STEP))
     }
 
@@ -390,6 +326,17 @@ impl Backend for Cuda {
     fn logits(&mut self) -> Result<&[f32], Fault> {
         self.logits = self.read(Buffer::Logits)?;
         Ok(&self.logits)
+    }
+
+    fn observe(&mut self, on: bool) -> bool {
+        if on != self.inside.is_some() {
+            // Recordings are of the fused kernels, or of those that keep what goes on inside.
+            self.replay.forget();
+            self.generation.forget();
+            let values = self.buffers.hidden.len();
+            self.inside = if on { launch::observe::Inside::new(&self.device, values).ok() } else { None };
+        }
+        self.inside.is_some() == on
     }
 
     fn chooser(&mut self) -> Option<&mut dyn Chooser> {

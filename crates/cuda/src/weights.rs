@@ -31,7 +31,6 @@ pub(crate) struct Matrix {
     pub(crate) k: usize,
     /// Rows of one expert.
     pub(crate) rows: usize,
-    pub(crate) experts: usize,
 }
 
 impl Matrix {
@@ -219,7 +218,7 @@ impl<'a> Uploader<'a> {
     }
 
     fn matrix(&mut self, tensor: &Tensor) -> Result<Matrix, Error> {
-        let (k, rows, experts) = (tensor.row_len(), rows(tensor), experts(tensor));
+        let (k, rows) = (tensor.row_len(), rows(tensor));
         let at = self.place(matrix_bytes(tensor));
         let pieces = layout::pieces(tensor.dtype);
         if pieces.is_empty() {
@@ -230,7 +229,7 @@ impl<'a> Uploader<'a> {
         } else {
             self.tiles(tensor, k, rows, at, &pieces)?;
         }
-        Ok(Matrix { data: self.arena.at(at), dtype: tensor.dtype, k, rows, experts })
+        Ok(Matrix { data: self.arena.at(at), dtype: tensor.dtype, k, rows })
     }
 
     /// Sends whole tiles at a time and repacks each batch on the GPU.

@@ -14,7 +14,8 @@ const THREADS: u32 = 256;
 impl Cuda {
     /// Adds to `X`.
     pub(crate) fn experts_down(&mut self, layer: usize) -> Result<(), Error> {
-        if self.decode_experts_down(layer)? {
+        // The general path leaves `Down` where it is observed.
+        if self.inside.is_none() && self.decode_experts_down(layer)? {
             return Ok(());
         }
         let Ffn::Moe { down, .. } = self.weights.layers[layer].ffn else {

@@ -8,7 +8,7 @@ use crate::{Cuda, Error};
 impl Cuda {
     /// Writes `Hidden`; reads `Normed` in the form that `route` left.
     pub(crate) fn experts_up(&mut self, layer: usize) -> Result<(), Error> {
-        if self.decode_experts_up(layer)? {
+        if self.inside.is_none() && self.decode_experts_up(layer)? {
             return Ok(());
         }
         let Ffn::Moe { gate, up, .. } = self.weights.layers[layer].ffn else {
@@ -24,6 +24,9 @@ impl Cuda {
 
     /// `out = silu(gate x) * (up x)`.
     pub(crate) fn swiglu(&self, gate: Matrix, up: Matrix, x: Input<'_>, out: Ptr) -> Result<(), Error> {
+        if self.observed_swiglu(gate, up, x, out)? {
+            return Ok(());
+        }
         if is_quantised(&gate) && is_quantised(&up) {
             return self.products(&[(gate, out), (up, out)], x, Epilogue::SwiGlu);
         }

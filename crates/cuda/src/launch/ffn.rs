@@ -7,7 +7,7 @@ use crate::{Cuda, Error};
 impl Cuda {
     /// Adds to `X`.
     pub(crate) fn ffn(&mut self, layer: usize) -> Result<(), Error> {
-        if self.decode_ffn(layer)? {
+        if self.inside.is_none() && self.decode_ffn(layer)? {
             return Ok(());
         }
         let w = &self.weights.layers[layer];
@@ -25,6 +25,9 @@ impl Cuda {
             self.fix(b.hidden.ptr(), t, &b.hidden_fixed)?;
         }
         let x = Input { float: b.hidden.ptr(), fixed: &b.hidden_fixed, columns };
+        if self.observed_down(down, x, t)? {
+            return Ok(());
+        }
         self.products(&[(down, b.x.ptr())], x, Epilogue::Add)
     }
 }

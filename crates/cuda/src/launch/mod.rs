@@ -12,6 +12,7 @@ pub(crate) mod ffn;
 pub(crate) mod fixed;
 pub(crate) mod group;
 pub(crate) mod head;
+pub(crate) mod observe;
 pub(crate) mod product;
 pub(crate) mod qkv;
 pub(crate) mod rope_store;
