@@ -130,6 +130,40 @@ pub struct Weights {
     pub output: Tensor,
 }
 
+impl LayerWeights {
+    /// Every tensor of the layer, in the order of [`specs`].
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let mut all = vec![
+            &self.attn_norm,
+            &self.attn_q,
+            &self.attn_k,
+            &self.attn_v,
+            &self.attn_q_norm,
+            &self.attn_k_norm,
+            &self.attn_output,
+            &self.ffn_norm,
+        ];
+        match &self.ffn {
+            FfnWeights::Dense { gate, up, down } => all.extend([gate, up, down]),
+            FfnWeights::Moe { gate_inp, gate, up, down } => all.extend([gate_inp, gate, up, down]),
+        }
+        all
+    }
+}
+
+impl Weights {
+    /// Every tensor, in the order of [`specs`]; a tied head is the embedding once more.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let layers = self.layers.iter().flat_map(LayerWeights::tensors);
+        std::iter::once(&self.token_embd).chain(layers).chain([&self.output_norm, &self.output]).collect()
+    }
+
+    /// The tensor of this GGUF name, such as `blk.6.ffn_down_exps.weight`.
+    pub fn named(&self, name: &str) -> Option<&Tensor> {
+        self.tensors().into_iter().find(|tensor| &*tensor.name == name)
+    }
+}
+
 /// A model: configuration and weights. Cloning shares the bytes.
 #[derive(Clone)]
 pub struct Model {
