@@ -1,7 +1,5 @@
 //! What can go wrong between a model and a GPU. What to do about it is for who knows the user: the command line.
 
-use gguf::Dtype;
-
 /// Why the CUDA backend cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -64,25 +62,13 @@ pub enum Error {
         /// What happened.
         text: String,
     },
-    /// A tensor whose type no kernel reads.
-    #[error("tensor `{tensor}`: no CUDA kernel reads {dtype} there{}", hint(.why))]
-    Type {
+    /// A row that is no whole number of the kernels' smallest blocks.
+    #[error("tensor `{tensor}`: its rows of {found} values are no multiple of 32, as the CUDA kernels want them")]
+    Rows {
         /// GGUF name.
         tensor: String,
-        /// Its type.
-        dtype: Dtype,
-        /// What would be needed, or nothing.
-        why: &'static str,
-    },
-    /// A shape that no kernel was written for.
-    #[error("{what} of {found} is not supported by the CUDA backend ({want})")]
-    Shape {
-        /// Hyperparameter.
-        what: &'static str,
-        /// Its value.
+        /// Values of a row.
         found: usize,
-        /// What would be accepted.
-        want: &'static str,
     },
     /// The model does not fit.
     #[error(
@@ -128,10 +114,6 @@ fn gpus(count: usize) -> String {
         1 => "one (cuda:0)".into(),
         n => format!("{n} (cuda:0 to cuda:{})", n - 1),
     }
-}
-
-fn hint(why: &str) -> String {
-    if why.is_empty() { String::new() } else { format!(" ({why})") }
 }
 
 fn gb(bytes: u64) -> String {

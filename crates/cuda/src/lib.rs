@@ -116,6 +116,7 @@ impl Cuda {
     ) -> Result<Cuda, Error> {
         let device = Device::open(options.place)?;
         let compiler = Compiler::of(&device.gpu, options.cache.clone())?;
+        weights::check(&model)?;
         Plan::new(&model, options, device.gpu.memory, device.free_memory()?)?;
         let kernels = Kernels::load(&device, &compiler, &units(&model, options.activations))?;
         let total = weights::bytes(&model);

@@ -31,6 +31,7 @@ impl Ready {
 pub fn check(model: &Model, options: &Options) -> Result<Ready, Error> {
     let device = Device::open(options.place)?;
     let compiler = Compiler::of(&device.gpu, None)?.version().to_string();
+    crate::weights::check(model)?;
     let plan = Plan::new(model, options, device.gpu.memory, device.free_memory()?)?;
     Ok(Ready { gpu: device.gpu.clone(), plan, compiler, device })
 }

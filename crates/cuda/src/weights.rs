@@ -94,6 +94,14 @@ pub(crate) fn matrices(model: &Model) -> Vec<&Tensor> {
     list
 }
 
+/// Every type has its kernels; what they all want of a shape is whole blocks of 32.
+pub(crate) fn check(model: &Model) -> Result<(), Error> {
+    match matrices(model).into_iter().find(|t| !t.row_len().is_multiple_of(32)) {
+        Some(tensor) => Err(Error::Rows { tensor: tensor.name.to_string(), found: tensor.row_len() }),
+        None => Ok(()),
+    }
+}
+
 fn is_tied(model: &Model) -> bool {
     model.weights.output.name == model.weights.token_embd.name
 }
