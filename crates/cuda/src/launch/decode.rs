@@ -140,6 +140,8 @@ pub(crate) struct Scratch {
     arrived: Memory<u32>,
     /// `Greatest` of `decode_head.cu`.
     greatest: Memory<u64>,
+    /// The layer of a `decode_up` that no `decode_down` has followed yet.
+    up: Option<usize>,
 }
 
 /// `Greatest` in words of 64 bits.
@@ -147,7 +149,7 @@ const GREATEST: usize = 4;
 
 impl Scratch {
     pub(crate) fn new(device: &Arc<Device>) -> Result<Scratch, Error> {
-        Ok(Scratch { arrived: device.zeros(1)?, greatest: device.zeros(GREATEST)? })
+        Ok(Scratch { arrived: device.zeros(1)?, greatest: device.zeros(GREATEST)?, up: None })
     }
 
     /// Where `decode_head` leaves `order_key(logit) << 32 | !id` of the greatest logit, the lowest id of equals; after it
@@ -255,17 +257,17 @@ impl Cuda {
     }
 
     /// `experts_up` in one launch; reads `normed_fixed`.
-    pub(crate) fn decode_experts_up(&self, layer: usize) -> Result<bool, Error> {
+    pub(crate) fn decode_experts_up(&mut self, layer: usize) -> Result<bool, Error> {
         self.decode_up(layer)
     }
 
     /// `experts_down` in one launch.
-    pub(crate) fn decode_experts_down(&self, layer: usize) -> Result<bool, Error> {
+    pub(crate) fn decode_experts_down(&mut self, layer: usize) -> Result<bool, Error> {
         self.decode_down(layer)
     }
 
     /// `ffn` of a dense model in two launches.
-    pub(crate) fn decode_ffn(&self, layer: usize) -> Result<bool, Error> {
+    pub(crate) fn decode_ffn(&mut self, layer: usize) -> Result<bool, Error> {
         // Both or none: the general path makes both halves.
         Ok(self.up_plan(layer).is_some()
             && self.down_plan(layer).is_some()
@@ -294,7 +296,7 @@ impl Cuda {
         self.decode_plan(&[down], down.rows.div_ceil(BAND), values / SLICE, values, DEPTH)
     }
 
-    fn decode_up(&self, layer: usize) -> Result<bool, Error> {
+    fn decode_up(&mut self, layer: usize) -> Result<bool, Error> {
         let (w, b) = (&self.weights.layers[layer], &self.buffers);
         let (Ffn::Dense { gate, up, .. } | Ffn::Moe { gate, up, .. }) = w.ffn;
         let Some(plan) = self.up_plan(layer) else { return Ok(false) };
@@ -306,15 +308,18 @@ impl Cuda {
             .push(gate.arg())
             .push(up.arg())
             .push(b.hidden.ptr());
-        self.launch_plan("decode_up", plan, arguments)
+        self.launch_plan("decode_up", plan, arguments)?;
+        self.buffers.decode.up = Some(layer);
+        Ok(true)
     }
 
-    fn decode_down(&self, layer: usize) -> Result<bool, Error> {
+    fn decode_down(&mut self, layer: usize) -> Result<bool, Error> {
         let (w, b) = (&self.weights.layers[layer], &self.buffers);
         let (Ffn::Dense { down, .. } | Ffn::Moe { down, .. }) = w.ffn;
         let Some(plan) = self.down_plan(layer) else { return Ok(false) };
-        // Only `decode_up` holds its dependents back until the choice of experts stands.
-        let early = u32::from(self.up_plan(layer).is_some());
+        // Only `decode_up` holds its dependents back until the choice of experts stands: any other kernel ahead may still
+        // overlap the one that makes it.
+        let early = u32::from(b.decode.up == Some(layer));
         let arguments = Arguments::default()
             .push(b.hidden.ptr())
             .push(b.experts.ptr())
@@ -322,7 +327,9 @@ impl Cuda {
             .push(down.arg())
             .push(b.x.ptr())
             .push(early);
-        self.launch_plan("decode_down", plan, arguments)
+        self.launch_plan("decode_down", plan, arguments)?;
+        self.buffers.decode.up = None;
+        Ok(true)
     }
 
     /// `head` for one wanted row, in one launch. The step may have more rows.
@@ -369,7 +376,7 @@ mod tests {
         check(82, 86, qkv, Some((82, 4, 1)));
         let down = Work { bands: 128, columns: 24, values: 6144, slice: slice(Dtype::Q6K), depth: 3 };
         check(132, 90, down, Some((128, 1, 3)));
-        check(132, 89, down, Some((128, 1, 1)));
+        check(132, 89, down, Some((128, 1, 3)));
         let head = Work { bands: 9496, columns: 8, values: 2048, slice: slice(Dtype::Q6K), depth: 3 };
         check(132, 90, head, Some((132, 32, 3)));
         // The row alone would not fit.
