@@ -3,12 +3,6 @@
 #pragma once
 #include "prelude.cuh"
 
-__device__ __forceinline__ f32 f16_to_f32(u16 bits) {
-    f32 v;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));
-    return v;
-}
-
 // Comparisons written so that a NaN passes through unchanged.
 __device__ __forceinline__ f32 clamp_range(f32 x, f32 low, f32 high) {
     x = high < x ? high : x;

@@ -18,18 +18,9 @@ constexpr u32 SPAN = SPAN_TILES * BLOCK;
 // The exponent of no key at all: finite, so that no difference of exponents is NaN.
 constexpr f32 FLOOR = -1e30f;
 
-// The larger one, NaN if one is.
-__device__ __forceinline__ f32 fmax_nan(f32 x, f32 y) {
-    f32 v;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(x), "f"(y));
-    return v;
-}
-
 // The host computes how much shared memory a launch needs: if it got that wrong, it shall be noticed.
 __device__ __forceinline__ void require_shared(u32 bytes) {
-    u32 have;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(have));
-    if (have < bytes) __trap();
+    if (dynamic_shared_bytes() < bytes) __trap();
 }
 
 constexpr f32 MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits

@@ -16,8 +16,6 @@
 #include "attend.cuh"
 #include "fixed.cuh"
 
-extern __shared__ uint4 shared_memory[];
-
 constexpr u32 THREADS = 512;
 constexpr u32 PARTS = 4;  // warps of a tile
 constexpr u32 WIDE = GROUP < 16 ? GROUP : 16;  // heads of a unit
@@ -53,47 +51,35 @@ struct JobShared {
 constexpr u32 SHARED_BYTES = sizeof(Shared) > sizeof(JobShared) ? sizeof(Shared) : sizeof(JobShared);
 static_assert(JOB_HEADS <= 16, "a warp to a head");
 
-__device__ __forceinline__ Shared& shared_items() { return *(Shared*)shared_memory; }
-__device__ __forceinline__ JobShared& shared_jobs() { return *(JobShared*)shared_memory; }
-
-// The four warps of a tile meet.
-__device__ __forceinline__ void sync_tile(u32 barrier, u32 threads) {
-    asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
-}
-// The cache is read once: not worth a place in the first-level cache.
-__device__ __forceinline__ uint4 load_once(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-__device__ __forceinline__ u32 acquire(const u32* p) {
-    u32 v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
+__device__ __forceinline__ Shared& shared_items() { return *dynamic_shared<Shared>(); }
+__device__ __forceinline__ JobShared& shared_jobs() { return *dynamic_shared<JobShared>(); }
 
 // The rows of this launch, at most 64, and how many spans each has: a lane knows two rows.
 struct Rows {
     u32 count;
     u32 position[2];
+    u32 sequence;     // of the first row: with one row there is no time to ask for it when it is needed
     u32 spans_to[2];  // spans of all rows up to this one
     u32 spans;        // of all
 
     __device__ __forceinline__ Rows(const Step& step, u32 first, u32 count) : count(count) {
         const u32 lane = threadIdx.x % 32;
         spans = 0;
+        sequence = step.sequence[first];
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
             const u32 row = i * 32 + lane;
             position[i] = row < count ? step.position[first + row] : 0;
             u32 n = row < count ? position[i] / SPAN + 1 : 0;
-            if (i * 32 < count) {
+            if (i * 32 + 1 < count) {
 #pragma unroll
                 for (u32 w = 1; w < 32; w *= 2) {
                     const u32 other = __shfl_up_sync(0xffffffffu, n, w);
                     if (lane >= w) n += other;
                 }
             }
+            // A single row's spans are the same up to any later one.
+            if (i * 32 + 1 == count) n = __shfl_sync(0xffffffffu, n, 0);
             spans_to[i] = spans + n;
             spans = __shfl_sync(0xffffffffu, spans_to[i], 31);
         }
@@ -134,7 +120,8 @@ __device__ __forceinline__ Item item_at(u32 index, const Rows& rows, const Step&
     item.keys = min(keys - item.span * SPAN, SPAN);
     item.tile = nullptr;
     if (tile_of_span < item.tiles()) {
-        const u32* const table = step.tables + (u64)step.sequence[first + item.row] * step.stride;
+        const u32 sequence = item.row ? step.sequence[first + item.row] : rows.sequence;
+        const u32* const table = step.tables + (u64)sequence * step.stride;
         item.tile = tile_at(layer, table[item.span * SPAN_TILES + tile_of_span], item.unit / SLICES);
     }
     return item;
@@ -275,7 +262,7 @@ __device__ __forceinline__ void weigh(const Values& values, u32 heads, u32 keys)
         f32 x[2], u[2];
 #pragma unroll
         for (u32 h = 0; h < 2; h++) x[h] = lane + h * 32 < keys ? scores[lane + h * 32] : none;
-        const f32 local = fmax_nan(fmax_nan(x[0], x[1]), FLOOR);
+        const f32 local = max_nan(max_nan(x[0], x[1]), FLOOR);
         const f32 top = __int_as_float(ordered(__reduce_max_sync(0xffffffffu, ordered(__float_as_int(local)))));
         const bool bad = !(top < __uint_as_float(0x7f800000u));
         const f32 exponent = bad ? 0.0f : ceilf(top);
@@ -471,9 +458,9 @@ attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32
         if (item.tile) score(keys);
         if (PREFETCH && more) keys.load(next);
         if (item.tile) {
-            sync_tile(1 + tile_of_span, PARTS * 32);
+            barrier_sync(1 + tile_of_span, PARTS * 32);
             weigh(values, heads_of(item.unit), item.keys - tile_of_span * BLOCK);
-            sync_tile(1 + tile_of_span, PARTS * 32);
+            barrier_sync(1 + tile_of_span, PARTS * 32);
             gather(values);
         }
         if (more) {
@@ -501,7 +488,7 @@ attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32
         const u32 spans = rows.of(rows.position, row) / SPAN + 1;
         if (spans == 1 || job >= jobs) continue;
         if (threadIdx.x == 0)
-            while (acquire(counters + row * UNITS + unit) != spans) {}
+            while (load_acquire(counters + row * UNITS + unit) != spans) {}
         __syncthreads();
         do_job(first + row, unit, job, spans, partial(row, unit, 0), attn, fixed);
         if (threadIdx.x == 0 && atomicAdd(done + row * UNITS + unit, 1u) == jobs - 1) {

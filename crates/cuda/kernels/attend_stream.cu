@@ -16,8 +16,6 @@
 #include "attend.cuh"
 #include "ring.cuh"
 
-extern __shared__ uint4 shared_memory[];
-
 // Processors with 160 KB of shared memory and more take large blocks; the others have 99 KB.
 #if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
 constexpr bool LARGE = true;
@@ -150,8 +148,8 @@ __device__ __forceinline__ void scores_of(f32 (&score)[8][4], const Queries& q, 
 
 // Largest of the four threads of a column.
 __device__ __forceinline__ f32 quad_max(f32 v) {
-    v = fmax_nan(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmax_nan(v, __shfl_xor_sync(0xffffffffu, v, 2));
+    v = max_nan(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    return max_nan(v, __shfl_xor_sync(0xffffffffu, v, 2));
 }
 
 // A tile's probabilities in fixed point, the A operand of the value product, and what goes with them.
@@ -172,7 +170,7 @@ __device__ __forceinline__ void weigh(Weights& out, f32 (&p)[8][4], const u8* un
 #pragma unroll
         for (u32 c = 0; c < 4; c++) {
             if (MASKED && (i32)(j * 8 + quad * 2 + c % 2) > limit[c / 2]) p[j][c] = none;
-            top[c / 2] = fmax_nan(top[c / 2], p[j][c]);
+            top[c / 2] = max_nan(top[c / 2], p[j][c]);
         }
     bool bad[2];
 #pragma unroll
@@ -340,29 +338,29 @@ struct Ring {
     __device__ __forceinline__ bool mine(u32 unit) const { return threadIdx.x / 32 == unit % WARPS; }
     // A warp copies a unit into its stage once all warps have left the one before.
     __device__ __forceinline__ void fill(u32 unit, const u8* from, u32 bytes) const {
-        if (unit >= STAGES) barrier_wait(empty + unit % STAGES, unit / STAGES + 1 & 1);
+        if (unit >= STAGES) mbarrier_wait(empty + unit % STAGES, unit / STAGES + 1 & 1);
         copy_stage(stage(unit), from, bytes, full + unit % STAGES);
     }
     __device__ __forceinline__ const u8* wait(u32 unit) const {
-        barrier_wait(full + unit % STAGES, unit / STAGES & 1);
+        mbarrier_wait(full + unit % STAGES, unit / STAGES & 1);
         return stage(unit);
     }
     __device__ __forceinline__ void leave(u32 unit) const {
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(empty + unit % STAGES);
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + unit % STAGES);
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* attn) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u8* const shared = (u8*)shared_memory;
+    u8* const shared = dynamic_shared<u8>();
     Ring ring = {shared, (u64*)(shared + BARRIERS_AT), (u64*)(shared + BARRIERS_AT) + STAGES};
     launch_dependents();
     require_shared(SHARED_BYTES);
     if (threadIdx.x == 0) {
-        for (u32 s = 0; s < STAGES; s++) barrier_init(ring.full + s, FULL_ARRIVALS), barrier_init(ring.empty + s, WARPS);
-        barrier_fence();
+        for (u32 s = 0; s < STAGES; s++) mbarrier_init(ring.full + s, FULL_ARRIVALS), mbarrier_init(ring.empty + s, WARPS);
+        mbarrier_fence();
     }
     __syncthreads();
     wait_dependencies();

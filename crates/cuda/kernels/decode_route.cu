@@ -122,12 +122,6 @@ __device__ __forceinline__ void store_row(const Shared& s, f32* normed, const Fi
     }
 }
 
-// Counts to `last` and around; what this thread wrote (and saw written before a barrier) is seen by whoever counts later.
-__device__ __forceinline__ u32 atomic_inc_acq_rel(u32* p, u32 last) {
-    u32 before;
-    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(last) : "memory");
-    return before;
-}
 #endif
 
 // `arrived` is zero between launches.

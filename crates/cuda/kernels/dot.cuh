@@ -122,12 +122,6 @@ struct Units {
     u32 v[4];
 };
 
-// Four 8 x 16-byte matrices from shared memory: lane i gives the address of row i % 8 of matrix i / 8, and gets word q of
-// row r of each.
-__device__ __forceinline__ void load_matrices(u32 (&v)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"((u32)__cvta_generic_to_shared(row)) : "memory");
-}
 __device__ __forceinline__ Units load_units(const u8* slice, u32 unit, u32 lane) {
     Units u;
     load_matrices(u.v, slice + unit * 256 + lane * 16);
@@ -137,24 +131,6 @@ __device__ __forceinline__ Units load_units(const u8* slice, u32 unit, u32 lane)
 template <class F> __device__ __forceinline__ Units each(const Units& a, F&& f) { return {{f(a.v[0]), f(a.v[1]), f(a.v[2]), f(a.v[3])}}; }
 template <class F> __device__ __forceinline__ Units each(const Units& a, const Units& b, F&& f) {
     return {{f(a.v[0], b.v[0]), f(a.v[1], b.v[1]), f(a.v[2], b.v[2]), f(a.v[3], b.v[3])}};
-}
-
-// c += a b over 32 values of k; a's bytes signed or not, b's signed.
-template <bool SIGNED> __device__ __forceinline__ void mma_k32(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    if constexpr (SIGNED)
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    else
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-// Byte i is the one that nibble i of `select` names, of b's over a's; with the nibble's bit 3, its sign eight times.
-__device__ __forceinline__ u32 permute(u32 a, u32 b, u32 select) {
-    u32 v;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(select));
-    return v;
 }
 
 // The sums of sub-blocks of 32 values: even[..] of 2q, odd[..] of 2q + 1.

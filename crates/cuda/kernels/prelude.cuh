@@ -19,6 +19,8 @@ typedef long long i64;
 typedef unsigned long long u64;
 typedef float f32;
 
+#include "ptx.cuh"
+
 // GGUF's ids of the tensor types.
 enum Type : u32 {
     T_F32 = 0, T_F16 = 1, T_Q4_0 = 2, T_Q4_1 = 3, T_Q5_0 = 6, T_Q5_1 = 7, T_Q8_0 = 8,
@@ -69,33 +71,3 @@ constexpr __host__ __device__ u32 block_len(u32 k) { return k % 256 == 0 ? 256 :
 constexpr u32 BLOCK = 64;
 // Attention tiles to a span (rule 5).
 constexpr u32 SPAN_TILES = 4;
-
-// Dependent launch: lets the next kernel start its prologue; waits until the kernels before have ended and their
-// writes are visible. Both do nothing before sm_90 or when the launch has no dependency.
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_dependencies() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// 16 bytes of weights, which nothing in this step has written: may pass through the read-only path, and may be issued
-// before `wait_dependencies`.
-__device__ __forceinline__ uint4 load_weights(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-
-// The same into shared memory, asynchronously; completed by `async_wait`.
-__device__ __forceinline__ void async_copy16(void* shared, const void* global) {
-    u32 s = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(s), "l"(global) : "memory");
-}
-__device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }

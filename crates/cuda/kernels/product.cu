@@ -101,11 +101,6 @@ __device__ __forceinline__ Tile find_tile(const Job& job, u32 index, u32 expert)
     return tile;
 }
 
-__device__ __forceinline__ void async_copy4(void* shared, const void* global) {
-    const u32 s = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(s), "l"(global) : "memory");
-}
-
 __device__ __forceinline__ void async_wait_but(u32 newest) {
     switch (newest) {
         case 0: async_wait<0>(); break;
@@ -313,8 +308,7 @@ template <class S> __device__ __forceinline__ void finish(const Block<S>& block,
 }
 
 template <class S> __device__ __forceinline__ void product(const Job& job) {
-    extern __shared__ __align__(128) u8 shared[];
-    Block<S> block(job, shared);
+    Block<S> block(job, dynamic_shared<u8>());
     const u32 stages = job.stages, ahead = stages > 1 ? stages - 1 : 1;
     launch_dependents();
 

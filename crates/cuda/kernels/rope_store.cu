@@ -6,8 +6,6 @@
 #include "arith.cuh"
 #include "cache.cuh"
 
-extern __shared__ uint4 shared_memory[];
-
 constexpr u32 WARPS = 8;
 constexpr u32 OWN = HEAD_DIM / 32;  // values of a lane
 constexpr u32 HALF = HEAD_DIM / 2;
@@ -35,7 +33,7 @@ __device__ __forceinline__ Rounding round_head(const f32 (&x)[OWN]) {
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 rope_store(f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_norm, const f32* rope, Step step, u8* layer) {
     const u32 lane = threadIdx.x % 32, unit = blockIdx.x * WARPS + threadIdx.x / 32;
-    f32* const head = (f32*)shared_memory + threadIdx.x / 32 * HEAD_DIM;  // [WARPS][HD]: halves of a head meet here
+    f32* const head = dynamic_shared<f32>() + threadIdx.x / 32 * HEAD_DIM;  // [WARPS][HD]: halves of a head meet here
     launch_dependents();
     const u32 row = unit / UNITS, which = unit % UNITS;
     const bool is_query = which < HEADS, is_value = which >= HEADS + KV_HEADS;

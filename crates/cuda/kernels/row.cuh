@@ -20,34 +20,6 @@ __device__ __forceinline__ i32 sum_high(i32 s) { return (s - sum_low(s)) >> 16; 
 // Of q: 256 hi + lo, or hi (A8).
 __device__ __forceinline__ i32 joined_sum(i32 s) { return PLANES == 2 ? sum_high(s) * 256 + sum_low(s) : sum_high(s); }
 
-// Dynamic shared memory. It has one address, whoever asks and by whatever type.
-template <class T> __device__ __forceinline__ T* dynamic_shared() {
-    extern __shared__ __align__(128) u8 dynamic_shared_memory[];
-    return (T*)dynamic_shared_memory;
-}
-
-// Activations, which an earlier kernel wrote: past the first-level cache, and never moved ahead of the wait.
-__device__ __forceinline__ float4 load_fresh4(const f32* p) {
-    float4 v;
-    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ uint4 load_fresh16(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ f32 load_fresh(const f32* p) {
-    f32 v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ u32 load_fresh(const u32* p) {
-    u32 v;
-    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-
 // Eight neighbouring values: a lane's share of a block of 256.
 struct Eight {
     f32 v[8];
