@@ -223,7 +223,14 @@ impl Machine for Driver {
         let name = CString::new(name).expect("kernel names are literals");
         // SAFETY: a loaded module.
         let function = unsafe { result::module::get_function(module.0 as sys::CUmodule, name) };
-        Ok(Handle(function.map_err(failed("looking up a kernel"))? as u64))
+        let function = function.map_err(failed("looking up a kernel"))?;
+        // A processor splits its memory into cache and shared memory, and must run empty to change the split: with one split
+        // for all, a kernel can start beside the one ahead of it (dependent launch). In percent of the most there is.
+        let split = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: a function that was just found.
+        unsafe { result::function::set_function_attribute(function, split, 100) }
+            .map_err(failed("asking for shared memory"))?;
+        Ok(Handle(function as u64))
     }
 
     fn launch(&self, function: Handle, shape: Shape, arguments: &Arguments) -> Result<(), Error> {
