@@ -3,11 +3,13 @@
 //! [`Traced`] watches a run and [`dump`] keeps it on the disk. Generic over [`model::Backend`]: knows no device, and
 //! prints nothing.
 
+pub mod distribution;
 pub mod dump;
 mod fingerprint;
 pub mod names;
 pub mod place;
 pub mod report;
+pub mod routing;
 mod run;
 pub mod scenario;
 mod stats;

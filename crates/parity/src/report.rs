@@ -5,8 +5,10 @@ use std::fmt;
 use model::Buffer;
 use serde::{Deserialize, Serialize};
 
+use crate::distribution::Distributions;
 use crate::dump::{Arithmetic, StepRecord};
 use crate::place::{Number, Place};
+use crate::routing::Routing;
 use crate::scenario::Scenario;
 use crate::stats::{Comparison, Difference, Finiteness};
 
@@ -14,6 +16,8 @@ use crate::stats::{Comparison, Difference, Finiteness};
 pub const FORMAT: &str = "tally-bisect";
 /// The version that is written.
 pub const VERSION: u32 = 1;
+/// The report's name in the directory that a bisection writes.
+pub const FILE: &str = "report.json";
 
 /// Everything that a bisection found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +28,9 @@ pub struct Report {
     pub version: u32,
     /// Fingerprint of the model.
     pub model: String,
+    /// The command that was run, for whoever wants to run it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// The tokens that were run.
     pub prompt_ids: Vec<u32>,
     /// Left, held to be right, and right.
@@ -98,6 +105,9 @@ pub struct RunFacts {
     pub forced: bool,
     /// Every buffer that was compared, in the order of execution.
     pub cells: Vec<Cell>,
+    /// The experts that were chosen, by step and layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routing: Vec<Routing>,
     /// Index of the first cell in which the two part.
     pub first_divergence: Option<usize>,
     /// Index of the first cell that is not finite on some side.
@@ -114,6 +124,9 @@ pub struct Cell {
     pub status: Status,
     /// The numbers.
     pub figures: Figures,
+    /// How the values are spread; left out where nobody will draw them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distributions: Option<Distributions>,
     /// Where the judge has bounds: the error found, and what is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
