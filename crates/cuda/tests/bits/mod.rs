@@ -1,0 +1,126 @@
+//! The CUDA backend held against the CPU, bit for bit, wherever it runs: `tests/gpu.rs` on a GPU, `tests/emulated.rs` in
+//! the emulator. This file compares; `models.rs` makes what is run, `checks.rs` runs it.
+
+// Each of the two test programs uses a part.
+#![allow(dead_code)]
+
+pub(crate) mod checks;
+pub(crate) mod models;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cpu::Cpu;
+use cuda::{Cuda, Place};
+use model::{BLOCK, Backend, Ffn, Model, Site, Stage, Step, forward};
+use quant::fixed::Activations;
+
+/// Where the CUDA backend runs, and how both backends of a comparison are built.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) place: Place,
+    /// Where compiled kernels are kept.
+    pub(crate) cache: Option<PathBuf>,
+    pub(crate) activations: Activations,
+    pub(crate) context: usize,
+    pub(crate) max_rows: usize,
+    pub(crate) kv_blocks: usize,
+    pub(crate) graphs: bool,
+}
+
+impl Setup {
+    pub(crate) fn at(place: Place) -> Setup {
+        let (activations, context) = (Activations::A16, 1024);
+        Setup { place, cache: None, activations, context, max_rows: 256, kv_blocks: 160, graphs: true }
+    }
+
+    pub(crate) fn a8(&self) -> Setup {
+        Setup { activations: Activations::A8, ..self.clone() }
+    }
+
+    pub(crate) fn cpu(&self, model: &Arc<Model>) -> Cpu {
+        let &Setup { activations, context, max_rows, kv_blocks, .. } = self;
+        let options = cpu::Options { activations, kv_blocks, max_rows, ..cpu::Options::for_context(context) };
+        Cpu::new(model.clone(), &options).unwrap()
+    }
+
+    pub(crate) fn cuda(&self, model: &Arc<Model>) -> Cuda {
+        let options = cuda::Options {
+            place: self.place,
+            activations: self.activations,
+            context: self.context,
+            kv_blocks: self.kv_blocks,
+            max_rows: self.max_rows,
+            cache: self.cache.clone(),
+            graphs: self.graphs,
+        };
+        Cuda::new(model.clone(), &options, &mut |_, _| ())
+            .unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place))
+    }
+}
+
+/// The bits of a value, every NaN taken as one.
+fn bits(v: f32) -> u32 {
+    if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() }
+}
+
+/// Fails at the first value that differs, with how many do.
+pub(crate) fn same(what: &str, left: &[f32], right: &[f32]) {
+    assert_eq!(left.len(), right.len(), "{what}: lengths");
+    let differs: Vec<usize> = (0..left.len()).filter(|&i| bits(left[i]) != bits(right[i])).collect();
+    if let Some(&i) = differs.first() {
+        panic!(
+            "{what}: {} of {} differ, first at {i}: cpu {} ({:08x}), cuda {} ({:08x}); next at {:?}",
+            differs.len(),
+            left.len(),
+            left[i],
+            left[i].to_bits(),
+            right[i],
+            right[i].to_bits(),
+            &differs[1..differs.len().min(8)],
+        );
+    }
+}
+
+/// Every stage of a step on both, all that it writes compared.
+pub(crate) fn lockstep(what: &str, cpu: &mut Cpu, cuda: &mut Cuda, step: &Step) {
+    let config = cpu.model().config;
+    cpu.begin(step).unwrap();
+    cuda.begin(step).unwrap();
+    let mut sites = vec![Site { stage: Stage::Embed, layer: None }];
+    for layer in 0..config.layers {
+        let tail: &[Stage] = match config.ffn {
+            Ffn::Dense { .. } => &[Stage::FeedForward],
+            Ffn::Moe(_) => &[Stage::Route, Stage::ExpertsUp, Stage::ExpertsDown],
+        };
+        let head = [Stage::Qkv, Stage::RopeStore, Stage::Attend, Stage::AttnOut];
+        sites.extend(head.iter().chain(tail).map(|&stage| Site { stage, layer: Some(layer) }));
+    }
+    if !step.logits.is_empty() {
+        sites.push(Site { stage: Stage::Head, layer: None });
+    }
+    for site in sites {
+        cpu.run(site).unwrap_or_else(|e| panic!("{what}: cpu: {e}"));
+        cuda.run(site).unwrap_or_else(|e| panic!("{what}: cuda: {e}"));
+        for &buffer in site.stage.writes() {
+            let (left, right) = (cpu.read(buffer).unwrap(), cuda.read(buffer).unwrap());
+            same(&format!("{what}: {site} {buffer:?} ({} rows)", step.rows.len()), &left, &right);
+        }
+    }
+}
+
+/// The same step as a user runs it: nothing read between stages.
+pub(crate) fn plain(what: &str, cpu: &mut Cpu, cuda: &mut Cuda, step: &Step) {
+    forward(cpu, step).unwrap();
+    forward(cuda, step).unwrap();
+    same(what, cpu.logits().unwrap(), cuda.logits().unwrap());
+}
+
+pub(crate) fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
+    (0..n as u64).map(|i| ((seed ^ i.wrapping_mul(0x9e37_79b9)) % vocab as u64) as u32).collect()
+}
+
+pub(crate) fn table(n: usize) -> Vec<u32> {
+    // Backwards: a block's id is not its place.
+    (0..n.div_ceil(BLOCK) as u32).rev().collect()
+}
