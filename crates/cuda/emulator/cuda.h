@@ -1,9 +1,7 @@
 // CUDA C++ as a CPU's compiler reads it: keywords, built-in variables, vector types and intrinsic functions, each as the
 // CUDA C++ Programming Guide and the CUDA Math API have it. Before a kernel's source; after it comes nothing but its entry.
 #pragma once
-#include <cmath>
-#include <limits>
-#include <type_traits>
+#include <math.h>
 #include "runtime.h"
 
 #define TALLY_EMULATOR 1
@@ -19,10 +17,10 @@
 
 #define threadIdx (emulator::current()->thread)
 #define blockIdx (emulator::current()->block->index)
-#define blockDim (emulator::Dim{emulator::current()->block->running.launch.block, 1, 1})
+#define blockDim (emulator::Dim{emulator::current()->block->launch.block, 1, 1})
 #define gridDim \
-    (emulator::Dim{emulator::current()->block->running.launch.grid[0], emulator::current()->block->running.launch.grid[1], \
-                   emulator::current()->block->running.launch.grid[2]})
+    (emulator::Dim{emulator::current()->block->launch.grid[0], emulator::current()->block->launch.grid[1], \
+                   emulator::current()->block->launch.grid[2]})
 
 // ---- Vectors -----------------------------------------------------------------------------------------------------------
 struct alignas(8) uint2 { unsigned x, y; };
@@ -75,36 +73,38 @@ inline float __fadd_rn(float a, float b) { return emulator_one_nan(a + b); }
 inline float __fsub_rn(float a, float b) { return emulator_one_nan(a - b); }
 inline float __fmul_rn(float a, float b) { return emulator_one_nan(a * b); }
 inline float __fdiv_rn(float a, float b) { return emulator_one_nan(a / b); }
-inline float __fsqrt_rn(float a) { return emulator_one_nan(std::sqrt(a)); }
-inline float __fmaf_rn(float a, float b, float c) { return emulator_one_nan(std::fma(a, b, c)); }
+inline float __fsqrt_rn(float a) { return emulator_one_nan(sqrtf(a)); }
+inline float __fmaf_rn(float a, float b, float c) { return emulator_one_nan(fmaf(a, b, c)); }
 inline float __int2float_rn(int v) { return (float)v; }
 inline float __uint2float_rn(unsigned v) { return (float)v; }
 
 // Rounded to `T`; what is out of range goes to its nearest end, NaN to `nan`.
 template <class T> T emulator_to_integer(float rounded, T nan) {
+    constexpr bool SIGNED = (T)-1 < 0;
+    // One more than the largest integer, which is a float.
+    constexpr double end = 2.0 * (1ull << (sizeof(T) * 8 - 1 - SIGNED));
     if (rounded != rounded) return nan;
-    if (rounded <= (double)std::numeric_limits<T>::min()) return std::numeric_limits<T>::min();
-    // As a float, the largest integer is one more than that.
-    if (rounded >= (double)std::numeric_limits<T>::max()) return std::numeric_limits<T>::max();
+    if (rounded >= end) return (T)(SIGNED ? ~0ull >> (65 - sizeof(T) * 8) : ~0ull);
+    if (rounded < (SIGNED ? -end : 0.0)) return SIGNED ? (T)(1ull << (sizeof(T) * 8 - 1)) : 0;
     return (T)rounded;
 }
-inline int __float2int_rn(float v) { return emulator_to_integer<int>(std::nearbyint(v), 0); }
-inline int __float2int_rz(float v) { return emulator_to_integer<int>(std::trunc(v), 0); }
-inline unsigned __float2uint_rn(float v) { return emulator_to_integer<unsigned>(std::nearbyint(v), 0); }
-inline unsigned __float2uint_rz(float v) { return emulator_to_integer<unsigned>(std::trunc(v), 0); }
+inline int __float2int_rn(float v) { return emulator_to_integer<int>(nearbyintf(v), 0); }
+inline int __float2int_rz(float v) { return emulator_to_integer<int>(truncf(v), 0); }
+inline unsigned __float2uint_rn(float v) { return emulator_to_integer<unsigned>(nearbyintf(v), 0); }
+inline unsigned __float2uint_rz(float v) { return emulator_to_integer<unsigned>(truncf(v), 0); }
 inline unsigned long long __float2ull_rn(float v) {
-    return emulator_to_integer<unsigned long long>(std::nearbyint(v), 0x8000000000000000ull);
+    return emulator_to_integer<unsigned long long>(nearbyintf(v), 0x8000000000000000ull);
 }
 
 // CUDA's overloads take mixed types, and for floats pass over a NaN.
 template <class A, class B> constexpr std::common_type_t<A, B> min(A a, B b) {
     using T = std::common_type_t<A, B>;
-    if constexpr (std::is_floating_point_v<T>) return std::fmin((T)a, (T)b);
+    if constexpr (std::is_floating_point_v<T>) return sizeof(T) == 4 ? fminf((T)a, (T)b) : fmin((T)a, (T)b);
     else return (T)b < (T)a ? (T)b : (T)a;
 }
 template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) {
     using T = std::common_type_t<A, B>;
-    if constexpr (std::is_floating_point_v<T>) return std::fmax((T)a, (T)b);
+    if constexpr (std::is_floating_point_v<T>) return sizeof(T) == 4 ? fmaxf((T)a, (T)b) : fmax((T)a, (T)b);
     else return (T)a < (T)b ? (T)b : (T)a;
 }
 
@@ -112,7 +112,7 @@ template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) {
 template <class T> T __ldcs(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
 template <class T> T __ldg(const T* p) { return *p; }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_system() { __threadfence(); }
 inline void __threadfence_block() { __threadfence(); }
 

@@ -1,8 +1,8 @@
 // The twins of ptx.cuh: what each of its instructions does, by the PTX ISA. Included there, in its place.
 #pragma once
 
-inline u32 dynamic_shared_bytes() { return emulator::current()->block->running.launch.shared; }
-template <class T> T* dynamic_shared() { return (T*)emulator::dynamic_shared(*emulator::current()->block); }
+inline u32 dynamic_shared_bytes() { return emulator::current()->block->launch.shared; }
+template <class T> T* dynamic_shared() { return (T*)emulator::current()->block->shared; }
 
 inline void launch_dependents() {}
 inline void wait_dependencies() { emulator::current()->waited = true; }
@@ -26,9 +26,9 @@ inline u32 load_acquire(const u32* p) {
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
 inline u32 atomic_inc_acq_rel(u32* p, u32 last) {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     const u32 before = atomicInc(p, last);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return before;
 }
 
@@ -39,7 +39,7 @@ inline f32 f16_to_f32(u16 bits) {
     const f32 size = exponent ? __uint_as_float((exponent + 112) << 23 | fraction << 13) : (f32)fraction * 5.9604644775390625e-8f;
     return __uint_as_float(sign | __float_as_uint(size));
 }
-inline f32 max_nan(f32 x, f32 y) { return x != x || y != y ? __uint_as_float(0x7fffffffu) : std::fmax(x, y); }
+inline f32 max_nan(f32 x, f32 y) { return x != x || y != y ? __uint_as_float(0x7fffffffu) : fmaxf(x, y); }
 
 inline u32 permute(u32 a, u32 b, u32 select) {
     u32 out = __byte_perm(a, b, select);
@@ -83,11 +83,12 @@ inline void emulator_make(const emulator::BulkCopy& copy) {
 inline bool mbarrier_test(u64* barrier, u32 parity) {
     // Late copies come when somebody asks for them.
     auto& bulk = emulator::current()->block->bulk;
-    for (size_t i = 0; i < bulk.size();) {
-        if (bulk[i].barrier != barrier) { i++; continue; }
-        emulator_make(bulk[i]);
-        bulk.erase(bulk.begin() + i);
+    size_t kept = 0;
+    for (size_t i = 0; i < bulk.count; i++) {
+        if (bulk.values[i].barrier == barrier) emulator_make(bulk.values[i]);
+        else bulk.values[kept++] = bulk.values[i];
     }
+    bulk.count = kept;
     if (((Mbarrier*)barrier)->phase != parity) return true;
     emulator::poll("an mbarrier");
     return false;
@@ -99,7 +100,7 @@ inline void emulator_copy(void* to, const void* from, u32 bytes) {
     using namespace emulator;
     require((uintptr_t)to % bytes == 0 && (uintptr_t)from % bytes == 0, "a misaligned cp.async");
     Fibre& self = *current();
-    if (self.block->late()) self.copies->push_back({to, from, bytes, self.committed});
+    if (self.block->late()) self.copies->push({to, from, bytes, self.committed});
     else memcpy(to, from, bytes);
 }
 inline void async_copy16(void* shared, const void* global) { emulator_copy(shared, global, 16); }
@@ -107,12 +108,14 @@ inline void async_copy4(void* shared, const void* global) { emulator_copy(shared
 inline void async_commit() { emulator::current()->committed++; }
 inline void emulator_wait(u32 newest) {
     emulator::Fibre& self = *emulator::current();
+    auto& copies = *self.copies;
     size_t kept = 0;
-    for (const emulator::Copy& copy : *self.copies) {
+    for (size_t i = 0; i < copies.count; i++) {
+        const emulator::Copy copy = copies.values[i];
         if (copy.group + newest < self.committed) memcpy(copy.to, copy.from, copy.bytes);
-        else (*self.copies)[kept++] = copy;
+        else copies.values[kept++] = copy;
     }
-    self.copies->resize(kept);
+    copies.count = kept;
 }
 template <int N> void async_wait() { emulator_wait(N); }
 inline void async_arrive(u64* barrier) {
@@ -124,7 +127,7 @@ inline void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier)
     using namespace emulator;
     require((uintptr_t)shared % 16 == 0 && (uintptr_t)global % 16 == 0 && bytes % 16 == 0, "a misaligned bulk copy");
     const BulkCopy copy = {shared, global, bytes, barrier};
-    if (current()->block->late()) current()->block->bulk.push_back(copy);
+    if (current()->block->late()) current()->block->bulk.push(copy);
     else emulator_make(copy);
 }
 

@@ -9,17 +9,18 @@
 // order, and asynchronous copies happen at once or as late as they may. A kernel that forgets a barrier or a wait
 // computes wrong bits in one of these. Shared memory begins as garbage.
 #pragma once
-#include <atomic>
-#include <chrono>
-#include <cstdarg>
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <thread>
-#include <vector>
+// C's headers where they do: most of a kernel's compilation is reading headers.
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sched.h>
+#include <new>
+#include <type_traits>
+#include <utility>
 #ifdef __linux__
 #include <link.h>
 #endif
@@ -40,10 +41,13 @@ struct Launch {
     uint32_t shared;      // bytes of dynamic shared memory
     uint32_t dependent;   // whether every thread has to call wait_dependencies
     uint32_t schedule;    // DESCENDING | LATE
-    uint32_t workers;     // blocks at a time
     char* stacks;         // [workers][MAX_THREADS] of STACK bytes, aligned to STACK
     char* message;        // what went wrong, if something did
     size_t message_bytes;
+    // Shared by the workers, and atomic.
+    uint64_t next;        // block to be begun
+    uint64_t progress;    // counts whatever happens
+    uint64_t failed;      // not 0: `message` says why
 };
 constexpr uint32_t DESCENDING = 1, LATE = 2;
 constexpr size_t STACK = 64 << 10, MAX_THREADS = 1024;
@@ -51,7 +55,7 @@ constexpr uint32_t LANES = 32;
 // What shared memory holds before it is written: as a float -4.3e8, as an index far out.
 constexpr unsigned char POISON = 0xcd;
 // Nothing happened in any block for this long: a deadlock. Blocks that compute are never quiet.
-constexpr std::chrono::seconds PATIENCE{20};
+constexpr time_t PATIENCE = 20;  // seconds
 
 struct Dim {
     unsigned x, y, z;
@@ -80,6 +84,21 @@ struct Warp {
     uint64_t brought[2][LANES][6];
 };
 
+// A list that forgets its values when it is cleared, and keeps its memory.
+template <class T> struct List {
+    T* values = nullptr;
+    size_t count = 0, room = 0;
+    void push(const T& v) {
+        if (count == room) {
+            room = room ? 2 * room : 64;
+            values = (T*)realloc((void*)values, room * sizeof(T));
+            if (!values) abort();
+        }
+        values[count++] = v;
+    }
+    ~List() { free((void*)values); }
+};
+
 struct Copy {
     void* to;
     const void* from;
@@ -102,34 +121,29 @@ struct Fibre {
     Wait wait;
     bool done, waited;
     uint32_t committed;         // groups of copies
-    std::vector<Copy>* copies;  // not yet made
+    List<Copy>* copies;         // not yet made
     uint64_t guard;             // overwritten by a stack that grew too long
 };
 constexpr uint64_t GUARD = 0x5afe57ac5afe57ac;
 
-// What the blocks of a launch share.
-struct Running {
-    const Launch& launch;
-    const std::function<void()>& body;
-    std::atomic<uint64_t> next{0}, progress{0};
-    std::atomic<bool> failed{false};
-};
-
+// A block, and the worker's memory for it and those that follow.
 struct Block {
-    Running& running;
+    Launch& launch;
+    void (*body)(const Launch&);
     Dim index;
     uint32_t live;
     void* scheduler;
     bool moved;  // something happened in this round
     bool ran;    // some fibre could go on
-    std::vector<Fibre*> fibres;
-    std::vector<Warp> warps;
-    std::vector<unsigned char> shared;
+    Fibre* fibres[MAX_THREADS];
+    Warp warps[MAX_THREADS / LANES];
+    unsigned char* shared;  // dynamic, and a fence
     Meeting barriers[16];
-    std::vector<std::vector<Copy>> copies;
-    std::vector<BulkCopy> bulk;
+    List<Copy> copies[MAX_THREADS];
+    List<BulkCopy> bulk;
 
-    bool late() const { return running.launch.schedule & LATE; }
+    bool late() const { return launch.schedule & LATE; }
+    bool failed() const { return __atomic_load_n(&launch.failed, __ATOMIC_RELAXED); }
 };
 
 inline Fibre* current() { return (Fibre*)((uintptr_t)__builtin_frame_address(0) & ~(uintptr_t)(STACK - 1)); }
@@ -221,11 +235,11 @@ inline void leave() {
 }
 
 // ---- Failing -----------------------------------------------------------------------------------------------------------
-__attribute__((format(printf, 2, 3))) inline void report(Running& running, const char* format, ...) {
-    if (running.failed.exchange(true)) return;  // the first one is the cause
+__attribute__((format(printf, 2, 3))) inline void report(Launch& launch, const char* format, ...) {
+    if (__atomic_exchange_n(&launch.failed, 1, __ATOMIC_SEQ_CST)) return;  // the first one is the cause
     va_list values;
     va_start(values, format);
-    vsnprintf(running.launch.message, running.launch.message_bytes, format, values);
+    vsnprintf(launch.message, launch.message_bytes, format, values);
     va_end(values);
 }
 
@@ -233,7 +247,7 @@ __attribute__((format(printf, 2, 3))) inline void report(Running& running, const
 [[noreturn]] inline void fail(const char* what) {
     Fibre* self = current();
     const Dim b = self->block->index;
-    report(self->block->running, "%s (block %u,%u,%u thread %u)", what, b.x, b.y, b.z, self->thread.x);
+    report(self->block->launch, "%s (block %u,%u,%u thread %u)", what, b.x, b.y, b.z, self->thread.x);
     for (;;) leave();
 }
 inline void require(bool holds, const char* what) {
@@ -301,8 +315,8 @@ inline Gathered gather(unsigned mask, const uint64_t* values, size_t count, cons
 inline void run_fibre() {
     Fibre* self = current();
     Block& block = *self->block;
-    block.running.body();
-    require(self->waited || !block.running.launch.dependent, "a thread ended without wait_dependencies()");
+    block.body(block.launch);
+    require(self->waited || !block.launch.dependent, "a thread ended without wait_dependencies()");
     self->done = true;
     block.moved = true;
     // Who has ended is waited for no longer.
@@ -335,52 +349,48 @@ inline void poison_static_shared() {
 
 // Bytes behind dynamic shared memory that nobody may write.
 constexpr size_t FENCE = 1024;
+// Of dynamic shared memory.
+constexpr size_t ALIGNMENT = 128;
 
 inline void start(Block& block, char* stacks) {
-    const Launch& launch = block.running.launch;
+    const Launch& launch = block.launch;
     block.live = launch.block;
-    block.warps.assign((launch.block + LANES - 1) / LANES, Warp());
+    for (Warp& w : block.warps) w.meeting = Meeting(), w.live = 0, w.present[0] = w.present[1] = 0;
     for (Meeting& m : block.barriers) m = Meeting();
-    block.shared.assign(launch.shared + FENCE + 128, POISON);
-    block.bulk.clear();
-    block.copies.resize(launch.block);
-    block.fibres.resize(launch.block);
+    memset(block.shared, POISON, launch.shared + FENCE);
+    block.bulk.count = 0;
     poison_static_shared();
     for (uint32_t t = 0; t < launch.block; t++) {
         char* stack = stacks + t * STACK;
+        block.copies[t].count = 0;
         Fibre* fibre = new (stack) Fibre{nullptr, &block, {t, 0, 0}, {}, false, false, 0, &block.copies[t], GUARD};
         fibre->context = new_context(stack, run_fibre);
-        block.copies[t].clear();
         block.warps[t / LANES].live++;
         block.fibres[t] = fibre;
     }
 }
 
-// Dynamic shared memory, aligned as CUDA's.
-inline unsigned char* dynamic_shared(Block& block) {
-    return (unsigned char*)(((uintptr_t)block.shared.data() + 127) & ~(uintptr_t)127);
-}
-
 inline void explain(Block& block) {
     // Where most of the threads that have not ended are.
     const char* at = "nothing";
-    size_t waiting = 0;
-    for (Fibre* fibre : block.fibres) {
-        if (fibre->done) continue;
-        size_t same = 0;
-        for (Fibre* other : block.fibres) same += !other->done && other->wait.at == fibre->wait.at;
-        if (same > waiting) waiting = same, at = fibre->wait.at;
+    uint32_t waiting = 0;
+    const uint32_t threads = block.launch.block;
+    for (uint32_t t = 0; t < threads; t++) {
+        if (block.fibres[t]->done) continue;
+        uint32_t same = 0;
+        for (uint32_t o = 0; o < threads; o++) same += !block.fibres[o]->done && block.fibres[o]->wait.at == block.fibres[t]->wait.at;
+        if (same > waiting) waiting = same, at = block.fibres[t]->wait.at;
     }
-    report(block.running, "deadlock: in block %u,%u,%u %u of %u threads have not ended, of which %zu wait at %s", block.index.x,
-           block.index.y, block.index.z, block.live, block.running.launch.block, waiting, at);
+    report(block.launch, "deadlock: in block %u,%u,%u %u of %u threads have not ended, of which %u wait at %s", block.index.x,
+           block.index.y, block.index.z, block.live, threads, waiting, at);
 }
 
 // Runs the fibres of a warp until none can go on.
 inline void run_warp(Block& block, uint32_t warp) {
-    const uint32_t first = warp * LANES, count = std::min(LANES, (uint32_t)block.fibres.size() - first);
-    const bool down = block.running.launch.schedule & DESCENDING;
+    const uint32_t first = warp * LANES, rest = block.launch.block - first, count = rest < LANES ? rest : LANES;
+    const bool down = block.launch.schedule & DESCENDING;
     bool again = true;
-    while (again && !block.running.failed.load(std::memory_order_relaxed)) {
+    while (again && !block.failed()) {
         again = false;
         for (uint32_t i = 0; i < count; i++) {
             Fibre* fibre = block.fibres[first + (down ? count - 1 - i : i)];
@@ -389,91 +399,92 @@ inline void run_warp(Block& block, uint32_t warp) {
             block.ran = true;
             fibre->wait = {};
             emulator_switch(&block.scheduler, fibre->context);
-            if (fibre->guard != GUARD) report(block.running, "the stack of a thread overflowed");
+            if (fibre->guard != GUARD) report(block.launch, "the stack of a thread overflowed");
         }
     }
 }
 
+inline time_t seconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
+
 inline void run(Block& block) {
-    Running& running = block.running;
-    const bool down = running.launch.schedule & DESCENDING;
-    const uint32_t warps = block.warps.size();
-    uint64_t seen = running.progress;
-    auto since = std::chrono::steady_clock::now();
-    while (block.live > 0 && !running.failed.load(std::memory_order_relaxed)) {
+    Launch& launch = block.launch;
+    const bool down = launch.schedule & DESCENDING;
+    const uint32_t warps = (launch.block + LANES - 1) / LANES;
+    uint64_t seen = ~0ull;
+    time_t since = 0;
+    while (block.live > 0 && !block.failed()) {
         block.moved = block.ran = false;
         for (uint32_t w = 0; w < warps; w++) run_warp(block, down ? warps - 1 - w : w);
         if (block.moved) {
-            running.progress++;
+            __atomic_fetch_add(&launch.progress, 1, __ATOMIC_RELAXED);
             continue;
         }
         if (!block.ran) explain(block);
-        std::this_thread::yield();
-        const uint64_t now = running.progress;
-        if (now != seen) {
-            seen = now;
-            since = std::chrono::steady_clock::now();
-        } else if (std::chrono::steady_clock::now() - since > PATIENCE) {
-            explain(block);
-        }
+        sched_yield();
+        const uint64_t now = __atomic_load_n(&launch.progress, __ATOMIC_RELAXED);
+        if (now != seen) seen = now, since = seconds();
+        else if (seconds() - since > PATIENCE) explain(block);
     }
-    const unsigned char* fence = dynamic_shared(block) + running.launch.shared;
+    const unsigned char* fence = block.shared + launch.shared;
     for (size_t i = 0; i < FENCE; i++)
         if (fence[i] != POISON) {
-            report(running, "block %u,%u,%u wrote past its %u bytes of dynamic shared memory", block.index.x, block.index.y,
-                   block.index.z, running.launch.shared);
+            report(launch, "block %u,%u,%u wrote past its %u bytes of dynamic shared memory", block.index.x, block.index.y,
+                   block.index.z, launch.shared);
             break;
         }
 }
 
-inline void work(Running& running, uint32_t worker) {
-    const Launch& launch = running.launch;
+// A worker's share of a launch: one block after the other, until none is left.
+inline void work(Launch& launch, uint32_t worker, void (*body)(const Launch&)) {
     const uint64_t x = launch.grid[0], y = launch.grid[1], all = x * y * launch.grid[2];
-    Block block{running, {}, 0, nullptr, false, false, {}, {}, {}, {}, {}, {}};
-    for (uint64_t i; (i = running.next++) < all && !running.failed;) {
-        block.index = {(unsigned)(i % x), (unsigned)(i / x % y), (unsigned)(i / x / y)};
-        start(block, launch.stacks + worker * MAX_THREADS * STACK);
-        run(block);
-        running.progress++;
+    const size_t room = (launch.shared + FENCE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    unsigned char* shared = (unsigned char*)aligned_alloc(ALIGNMENT, room);
+    Block* block = new (malloc(sizeof(Block))) Block{launch, body};
+    block->shared = shared;
+    for (uint64_t i; (i = __atomic_fetch_add(&launch.next, 1, __ATOMIC_RELAXED)) < all && !block->failed();) {
+        block->index = {(unsigned)(i % x), (unsigned)(i / x % y), (unsigned)(i / x / y)};
+        start(*block, launch.stacks + worker * MAX_THREADS * STACK);
+        run(*block);
+        __atomic_fetch_add(&launch.progress, 1, __ATOMIC_RELAXED);
     }
+    block->~Block();
+    free(block);
+    free(shared);
 }
 
-// Runs a launch to its end; whether it went well.
-inline bool run(const Launch& launch, const std::function<void()>& body) {
-    Running running{launch, body};
-    const uint64_t blocks = (uint64_t)launch.grid[0] * launch.grid[1] * launch.grid[2];
-    std::vector<std::thread> others;
-    for (uint32_t w = 1; w < launch.workers && w < blocks; w++) others.emplace_back([&, w] { work(running, w); });
-    work(running, 0);
-    for (std::thread& other : others) other.join();
-    return !running.failed;
+// Whether a launch has the arguments that a kernel takes, by number and size.
+inline bool fits(Launch& l, const size_t* wanted, size_t count) {
+    bool same = l.count == count;
+    for (size_t i = 0; same && i < count; i++) same = l.sizes[i] == wanted[i];
+    if (same) return true;
+    char lists[2][160] = {};
+    const auto list = [](char (&to)[160], const size_t* sizes, size_t count) {
+        for (size_t i = 0, used = 0; i < count && used < sizeof to; i++) used += snprintf(to + used, sizeof to - used, " %zu", sizes[i]);
+    };
+    list(lists[0], wanted, count);
+    list(lists[1], l.sizes, l.count);
+    report(l, "it takes arguments of%s bytes, and got%s", lists[0], lists[1]);
+    return false;
 }
 
-// Calls a kernel with a launch's arguments, which must be those it takes, by number and size.
-template <class... P, size_t... I>
-bool launch(const Launch& l, void (*kernel)(P...), std::index_sequence<I...>) {
+// Calls a kernel with a launch's arguments.
+template <auto KERNEL, class... P, size_t... I> void call(const Launch& l, void (*)(P...), std::index_sequence<I...>) {
+    KERNEL(*(const P*)l.arguments[I]...);
+}
+template <auto KERNEL, class... P> void enter(Launch& l, uint32_t worker, void (*kernel)(P...)) {
     constexpr size_t wanted[] = {sizeof(P)..., 0};
-    bool fits = l.count == sizeof...(P);
-    for (size_t i = 0; fits && i < l.count; i++) fits = l.sizes[i] == wanted[i];
-    if (!fits) {
-        int used = snprintf(l.message, l.message_bytes, "it takes arguments of");
-        const auto list = [&](const size_t* sizes, size_t count) {
-            for (size_t i = 0; i < count && used > 0 && (size_t)used < l.message_bytes; i++)
-                used += snprintf(l.message + used, l.message_bytes - used, " %zu", sizes[i]);
-        };
-        list(wanted, sizeof...(P));
-        used += snprintf(l.message + used, l.message_bytes - used, " bytes, and got");
-        list(l.sizes, l.count);
-        return false;
-    }
-    return run(l, [&] { kernel(*(const P*)l.arguments[I]...); });
-}
-template <class... P> bool launch(const Launch& l, void (*kernel)(P...)) {
-    return launch(l, kernel, std::index_sequence_for<P...>());
+    if (!fits(l, wanted, sizeof...(P))) return;
+    work(l, worker, [](const Launch& l) { call<KERNEL>(l, (void (*)(P...))nullptr, std::index_sequence_for<P...>()); });
 }
 
 }  // namespace emulator
 
 // A kernel's entry for the host.
-#define EMULATOR_KERNEL(name) \
-    extern "C" __attribute__((visibility("default"))) bool emulate_##name(const emulator::Launch* l) { return emulator::launch(*l, name); }
+#define EMULATOR_KERNEL(name)                                                                              \
+    extern "C" __attribute__((visibility("default"))) void emulate_##name(emulator::Launch* l, uint32_t worker) { \
+        emulator::enter<&name>(*l, worker, name);                                                          \
+    }

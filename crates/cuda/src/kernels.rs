@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gguf::Dtype;
 use model::{Config, Ffn, Model, math};
@@ -116,10 +117,21 @@ impl Kernels {
     }
 }
 
-/// The images of all units, in order, compiled side by side.
+/// The images of all units, in order, compiled side by side on all cores.
 pub fn compile_all(compiler: &Compiler, units: &[Unit]) -> Result<Vec<Vec<u8>>, Error> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = units.iter().map(|unit| scope.spawn(|| compiler.image(unit))).collect();
-        threads.into_iter().map(|t| t.join().expect("the compiler does not panic")).collect()
-    })
+    let next = AtomicUsize::new(0);
+    let compile = || -> Result<Vec<_>, Error> {
+        let indices = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        let mine = indices.map_while(|i| Some((i, units.get(i)?)));
+        mine.map(|(i, unit)| Ok((i, compiler.image(unit)?))).collect()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut images = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(compile)).collect();
+        let shares = threads.into_iter().map(|t| t.join().expect("the compiler does not panic"));
+        shares.collect::<Result<Vec<_>, Error>>()
+    })?
+    .concat();
+    images.sort_unstable_by_key(|&(i, _)| i);
+    Ok(images.into_iter().map(|(_, image)| image).collect())
 }

@@ -9,10 +9,10 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use std::{env, fs, process};
+use std::{env, fs, process, thread};
 
 use libloading::{Library, Symbol};
 
@@ -45,14 +45,20 @@ struct Launch {
     shared: u32,
     dependent: u32,
     schedule: u32,
-    workers: u32,
     stacks: *mut u8,
     message: *mut c_char,
     message_bytes: usize,
+    next: AtomicU64,
+    progress: AtomicU64,
+    failed: AtomicU64,
 }
 
-/// A kernel's entry: whether the launch went well.
-type Entry = unsafe extern "C" fn(*const Launch) -> bool;
+// SAFETY: what the pointers lead to outlives the launch; what its workers share is written atomically, the message by
+// the first that fails, and each has stacks of its own.
+unsafe impl Sync for Launch {}
+
+/// A kernel's entry: a worker's share of a launch. `failed` tells whether it went well.
+type Entry = unsafe extern "C" fn(*const Launch, u32);
 
 /// A CPU that takes itself for a GPU.
 pub(super) struct Emulator {
@@ -214,14 +220,25 @@ impl Emulator {
             shared: shape.shared,
             dependent: u32::from(shape.dependent),
             schedule: schedule(state.launches),
-            workers: PROCESSORS as u32, // a handful
             stacks: self.stacks.start.as_ptr(),
             message: message.as_mut_ptr().cast(),
             message_bytes: message.len(),
+            next: AtomicU64::new(0),
+            progress: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         };
+        let blocks = shape.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+        let (launch, entry) = (&launch, kernel.entry);
         // SAFETY: the entry of a loaded kernel, which compares the arguments with its parameters; everything outlives the
-        // call, and stacks are used by one launch at a time: the state is locked.
-        if !unsafe { (kernel.entry)(&launch) } {
+        // call; every worker has a number of its own, and the state is locked: stacks are used by one.
+        let work = |worker| unsafe { entry(launch, worker) };
+        thread::scope(|scope| {
+            for worker in (1..PROCESSORS as u32).take_while(|&w| u64::from(w) < blocks) {
+                scope.spawn(move || work(worker));
+            }
+            work(0);
+        });
+        if launch.failed.load(Ordering::Relaxed) != 0 {
             let text = CStr::from_bytes_until_nul(&message).unwrap_or_default().to_string_lossy();
             return Err(failed(&kernel.name, text));
         }
