@@ -99,7 +99,8 @@ fn room<T: Clone + Default>(v: &mut Vec<T>, n: usize) {
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a, const P: usize> {
     planes: &'a [[[Line; 4]; P]; GROUP],
-    sums: [&'a [i16]; P],
+    /// Of one plane, where there is one.
+    sums: [&'a [i16]; 2],
     scale: &'a [f32; GROUP],
 }
 
@@ -162,9 +163,10 @@ fn stream_in<T: Streamed, const P: usize>(
     let mut column = 0;
     for (bytes, terms) in rows.chunks(GROUP * T::BYTES).zip(scratch.terms.chunks_exact_mut(GROUP)) {
         const WHOLE: &str = "the columns of a group";
+        let sums = column * T::SUMS..(column + GROUP) * T::SUMS;
         let x = Columns {
             planes: planes[column..][..GROUP].try_into().expect(WHOLE),
-            sums: std::array::from_fn(|p| &scratch.sums[p][column * T::SUMS..][..GROUP * T::SUMS]),
+            sums: [&scratch.sums[0][sums.clone()], if P == 2 { &scratch.sums[1][sums] } else { &[] }],
             scale: scratch.scale[column..][..GROUP].try_into().expect(WHOLE),
         };
         column = (column + GROUP) % per_row;
