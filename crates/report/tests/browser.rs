@@ -1,0 +1,174 @@
+//! The page in a real browser: it draws, it marks the fault, a click and the keyboard show a cell's statistics, and it asks
+//! nothing of a network.
+
+mod chromium;
+mod sample;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use chromium::Chromium;
+use report::{View, page};
+use sample::{Fault, report};
+
+/// A page on the disk, removed at the end.
+struct Page(PathBuf);
+
+impl Page {
+    fn of(name: &str, view: &View) -> Page {
+        let path = scratch().join(format!("{name}-{}.html", std::process::id()));
+        fs::write(&path, page(view)).expect("the tests' directory can be written");
+        Page(path)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn scratch() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+#[test]
+fn the_page_in_a_browser() {
+    let Some(program) = chromium::found() else { return };
+    let mut chromium = Chromium::start(&program, scratch(), [1400, 1100]);
+    let cells_of_layer = 3 + 3 + 1 + 1 + 4 + 3 + 2;
+    let cases = [
+        (48, Fault::NonFinite(6), Some(("blk.6.experts_down.down", "NaN right"))),
+        (48, Fault::Off(11), Some(("blk.11.experts_down.down", "diverge"))),
+        (2, Fault::Off(0), Some(("blk.0.experts_down.down", "diverge"))),
+        (2, Fault::None, None),
+    ];
+    for (i, (layers, fault, marked)) in cases.into_iter().enumerate() {
+        let page = Page::of(&format!("case-{i}"), &View::of(&report(layers, fault)));
+        chromium.open(&page.0, "");
+        assert_eq!(chromium.complaints(), [""; 0], "{layers} {fault:?}");
+        let count = |chromium: &mut Chromium, selector: &str| {
+            chromium.value(&format!("document.querySelectorAll({selector:?}).length")).as_u64()
+        };
+        assert_eq!(count(&mut chromium, "#grid .c"), Some(layers as u64 * cells_of_layer + 2), "{layers}");
+        assert_eq!(count(&mut chromium, "#grid .t"), Some(layers as u64 * 7), "types of {layers}");
+        let first = chromium
+            .value("[...document.querySelectorAll('#grid .c.first')].map((c) => c.dataset.cell).join()");
+        let text = chromium.value("document.querySelector('#cell').innerText");
+        let text = text.as_str().expect("text");
+        match marked {
+            // What is marked is shown at once.
+            Some((key, status)) => {
+                assert_eq!(first, key, "{layers} {fault:?}");
+                assert!(text.contains(status) && text.contains("the first"), "{fault:?}: {text}");
+            }
+            None => {
+                assert_eq!(first, "");
+                assert!(text.contains("all equal"), "{text}");
+            }
+        }
+        let nan = count(&mut chromium, "#grid .c.nan");
+        assert_eq!(nan > Some(0), matches!(fault, Fault::NonFinite(_)), "{fault:?}: {nan:?}");
+        // Nothing is cut off: the page itself never scrolls sideways.
+        let wide = chromium.value("document.documentElement.scrollWidth - innerWidth");
+        assert!(wide.as_i64().is_some_and(|wide| wide <= 0), "{layers}: {wide} pixels too wide");
+    }
+}
+
+#[test]
+fn a_click_and_the_keyboard() {
+    let Some(program) = chromium::found() else { return };
+    let mut chromium = Chromium::start(&program, scratch(), [1300, 900]);
+    let page = Page::of("keys", &View::of(&report(12, Fault::NonFinite(6))));
+    chromium.open(&page.0, "");
+    let shown = |chromium: &mut Chromium| {
+        let value = chromium.value("document.querySelector('#grid [aria-selected=true]').dataset.cell");
+        value.as_str().expect("a cell is chosen").to_owned()
+    };
+    let panel = |chromium: &mut Chromium| {
+        let value = chromium.value("document.querySelector('#cell').innerText");
+        value.as_str().expect("text").to_owned()
+    };
+    chromium.click("#grid [data-cell='blk.6.experts_down.x']");
+    assert_eq!(shown(&mut chromium), "blk.6.experts_down.x");
+    let text = panel(&mut chromium);
+    for part in [
+        "layer 6 · experts_down · x",
+        "NaN right",
+        "l_out-6",
+        "ffn_down_exps Q6_K",
+        "128 (first at 0)",
+        "undefined",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let plots = "[...document.querySelectorAll('#cell [data-plot]')].map((f) => f.dataset.plot).join()";
+    assert_eq!(chromium.value(plots), "values,ulps");
+    let lit = "[...document.querySelectorAll('.lit')].map((t) => t.dataset.type).join()";
+    assert_eq!(chromium.value(lit), "6.ffn_down_exps");
+    let routing = "document.querySelector('[aria-label=Routing]').innerText";
+    assert!(chromium.value(routing).as_str().is_some_and(|text| text.contains("0 of 3 rows")), "layer 6");
+
+    let steps = [
+        ("ArrowUp", "blk.5.experts_down.x"),
+        ("ArrowLeft", "blk.5.experts_down.down"),
+        ("Home", "blk.5.qkv.q"),
+        ("PageDown", "head.logits"),
+        ("ArrowUp", "blk.11.qkv.q"),
+        ("End", "blk.11.experts_down.x"),
+        ("f", "blk.6.experts_down.down"),
+    ];
+    for (key, want) in steps {
+        chromium.press(key);
+        assert_eq!(shown(&mut chromium), want, "after {key}");
+        assert_eq!(chromium.value("document.activeElement.dataset.cell"), want, "the focus after {key}");
+    }
+    // One stop for the Tab key, and a name for every cell.
+    assert_eq!(chromium.value("document.querySelectorAll('#grid [tabindex=\"0\"]').length"), 1);
+    assert_eq!(chromium.value("document.querySelectorAll('#grid .c:not([aria-label])').length"), 0);
+    // A link to a cell.
+    chromium.call("Page.navigate", serde_json::json!({ "url": "about:blank" }));
+    chromium.open(&page.0, "#blk.7.route.experts");
+    assert_eq!(shown(&mut chromium), "blk.7.route.experts");
+    assert!(chromium.value(routing).as_str().is_some_and(|text| text.contains("3 of 3 rows")), "layer 7");
+    assert_eq!(chromium.complaints(), [""; 0]);
+}
+
+#[test]
+fn a_page_that_fails_is_noticed() {
+    let Some(program) = chromium::found() else { return };
+    let mut chromium = Chromium::start(&program, scratch(), [400, 300]);
+    let broken = Page(scratch().join(format!("broken-{}.html", std::process::id())));
+    let script = "document.body.dataset.ready = 'true'; fetch('http://127.0.0.1:9/x').catch(() => {}); throw Error('no')";
+    fs::write(&broken.0, format!("<body><script>{script}</script>")).expect("writable");
+    chromium.open(&broken.0, "");
+    let complaints = chromium.complaints().join("\n");
+    assert!(
+        complaints.contains("Error: no") && complaints.contains("asked for http://127.0.0.1:9/x"),
+        "{complaints}"
+    );
+}
+
+/// Pictures to look at, in light and dark: `cargo test -p report --release --test browser -- --ignored pictures`.
+#[test]
+#[ignore = "writes pictures and checks nothing"]
+fn pictures() {
+    let Some(program) = chromium::found() else { return };
+    let cases = [
+        ("story", 48, Fault::NonFinite(6)),
+        ("off", 48, Fault::Off(11)),
+        ("two", 2, Fault::Off(0)),
+        ("equal", 2, Fault::None),
+    ];
+    for (name, layers, fault) in cases {
+        let mut chromium = Chromium::start(&program, scratch(), [1400, 1500]);
+        let page = Page::of(name, &View::of(&report(layers, fault)));
+        for scheme in ["light", "dark"] {
+            chromium.scheme(scheme);
+            chromium.open(&page.0, "");
+            let path = scratch().join(format!("{name}-{scheme}.png.base64"));
+            fs::write(&path, chromium.screenshot()).expect("writable");
+            println!("{}", path.display());
+        }
+    }
+}
