@@ -141,14 +141,16 @@ impl Compiler {
     /// Everything that the machine code depends on, hashed.
     fn key(&self, unit: &Unit) -> String {
         let target = match &self.target {
-            Target::Gpu { arch, version } => [vec![version.clone()], options(*arch, unit)].concat(),
+            Target::Gpu { arch, version } => {
+                [vec![source_hash(), version.clone()], options(*arch, unit)].concat()
+            }
             Target::Emulator(cxx) => {
                 let defines = unit.defines.iter().map(|(name, value)| format!("{name}={value}"));
-                cxx.identity().into_iter().chain(defines).collect()
+                cxx.identity(unit).into_iter().chain(defines).collect()
             }
         };
         let mut hash = Sha256::new();
-        for part in [source_hash(), unit.name.into()].into_iter().chain(target) {
+        for part in [unit.name.to_string()].into_iter().chain(target) {
             // The length keeps two neighbours from reading as two others.
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());

@@ -6,8 +6,9 @@
 
 mod bits;
 
-use std::env;
 use std::path::Path;
+use std::process::Command;
+use std::{env, fs};
 
 use cuda::{Compiler, Place};
 
@@ -41,7 +42,13 @@ fn small_types(dense: bool) {
     let Some(setup) = setup() else { return };
     for turn in 0..SMALL.len() {
         let model = in_turn(&shape(dense, false, 4, 32), 8, &SMALL, turn);
-        checks::sequence(&format!("small, dense {dense}, turn {turn}"), &model, &setup, &[5, 1, 33, 1], lockstep);
+        checks::sequence(
+            &format!("small, dense {dense}, turn {turn}"),
+            &model,
+            &setup,
+            &[5, 1, 33, 1],
+            lockstep,
+        );
     }
 }
 
@@ -124,5 +131,82 @@ fn tokens_chosen_by_the_backend_are_the_samplers() {
     for graphs in [true, false] {
         let model = fused(&shape(false, true, 4, 64), 15, 1);
         checks::sampling(&model, &Setup { graphs, kv_blocks: 64, ..setup.clone() }, 5);
+    }
+}
+
+/// A step of each kind through most kernels, for [`a_fault_in_a_kernel_is_noticed`].
+#[test]
+#[ignore = "run by another test, with kernels that have a fault"]
+fn a_little_of_everything() {
+    let setup = setup().expect("the test that runs this one has looked");
+    let model = fused(&shape(false, true, 4, 64), 9, 0);
+    checks::sequence("a little", &model, &setup, &[70, 1, 1, 2], lockstep);
+}
+
+/// A fault: the kernels' file, a text in it, what stands there instead, and what the run has to say.
+struct Fault {
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+    says: &'static str,
+}
+
+/// Faults of arithmetic, and of order: what is forgotten in these shows on a GPU now and then.
+const FAULTS: &[Fault] = &[
+    // The scale of another sub-block.
+    Fault { file: "dot.cuh", right: "= s0 * even.v[i * 2] +", wrong: "= s1 * even.v[i * 2] +", says: "differ" },
+    Fault {
+        file: "product_open.cuh",
+        right: "return scales.x >> (8 * s) & 0xff;",
+        wrong: "return scales.x >> (8 * (s ^ 1)) & 0xff;",
+        says: "differ",
+    },
+    // Copies that nobody waits for.
+    Fault { file: "decode_stream.cuh", right: "wait_copies(plan.depth);\n", wrong: "\n", says: "differ" },
+    Fault {
+        file: "attend_stream.cu",
+        right: "mbarrier_wait(full + unit % STAGES, unit / STAGES & 1);",
+        wrong: "",
+        says: "differ",
+    },
+    // Warps that do not wait for one another.
+    Fault { file: "attend_split.cu", right: "barrier_sync(1 + tile_of_span, PARTS * 32);", wrong: "", says: "differ" },
+    Fault { file: "fixed.cu", right: "__syncthreads();", wrong: "", says: "differ" },
+    // A kernel that reads what the one ahead may not have written.
+    Fault { file: "rope_store.cu", right: "wait_dependencies();", wrong: "", says: "without wait_dependencies()" },
+    // Half a warp at a shuffle.
+    Fault {
+        file: "decode_route.cu",
+        right: "if (warp == 0) softmax(s, logits);",
+        wrong: "if (threadIdx.x < 16) softmax(s, logits);",
+        says: "deadlock",
+    },
+];
+
+#[test]
+fn a_fault_in_a_kernel_is_noticed() {
+    if setup().is_none() {
+        return;
+    }
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let run = |folder: &Path| {
+        let test = env::current_exe().expect("a test is a program");
+        let arguments = ["--exact", "a_little_of_everything", "--ignored", "--nocapture"];
+        let run = Command::new(test).args(arguments).env("TALLY_EMULATED_KERNELS", folder).output();
+        let run = run.expect("a test that runs itself");
+        (run.status.success(), [run.stdout, run.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat())
+    };
+    let (passed, output) = run(&kernels);
+    assert!(passed, "without a fault: {output}");
+    for Fault { file, right, wrong, says } in FAULTS {
+        let text = fs::read_to_string(kernels.join(file)).expect("a file of kernels");
+        assert!(text.contains(right), "{file} has no `{right}` any more: plant another fault there");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fault");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("a folder in target/tmp");
+        fs::write(folder.join(file), text.replace(right, wrong)).expect("a file in target/tmp");
+        let (passed, output) = run(&folder);
+        assert!(!passed, "nobody noticed `{wrong}` for `{right}` in {file}");
+        assert!(output.contains(says), "`{wrong}` for `{right}` in {file}: {output}");
     }
 }

@@ -1,9 +1,12 @@
 //! The CUDA backend against the CPU, bit for bit, on a real GPU: `just gpu-test`.
 //!
 //! Every test here needs a GPU and is ignored by a plain `cargo test`; run with `--ignored` on a machine without one,
-//! it fails and says what is missing. `tests/emulated.rs` runs the same checks, smaller, without one.
+//! it fails and says what is missing. `tests/emulated.rs` runs the same checks, smaller, without one; with
+//! `TALLY_TEST_PLACE=emulated` these run in the emulator too, for hours.
 
 mod bits;
+
+use std::path::Path;
 
 use cuda::Place;
 use quant::fixed::Activations;
@@ -12,7 +15,13 @@ use bits::models::{SMALL, SUPER, like_30b, mixed, q4_k_m, shape, uniform};
 use bits::{Setup, checks, lockstep, plain};
 
 fn setup() -> Setup {
-    Setup::at(Place::Gpu(0))
+    match std::env::var("TALLY_TEST_PLACE").as_deref() {
+        Ok("emulated") => {
+            let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
+            Setup { cache: Some(cache), ..Setup::at(Place::Emulated) }
+        }
+        _ => Setup::at(Place::Gpu(0)),
+    }
 }
 
 #[test]

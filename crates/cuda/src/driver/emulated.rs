@@ -243,7 +243,10 @@ impl Emulator {
             return Err(failed(&kernel.name, text));
         }
         for block in state.memory.values().filter(|block| !block.is_sound()) {
-            return Err(failed(&kernel.name, format!("it wrote outside an allocation of {} bytes", block.len())));
+            return Err(failed(
+                &kernel.name,
+                format!("it wrote outside an allocation of {} bytes", block.len()),
+            ));
         }
         state.launches += 1;
         Ok(())
@@ -269,7 +272,10 @@ fn schedule(n: u32) -> u32 {
 /// Whether a GPU could take this shape.
 fn check(shape: &Shape) -> Result<(), String> {
     if shape.block == 0 || shape.block > MAX_THREADS || !shape.block.is_multiple_of(32) {
-        return Err(format!("blocks of {} threads: it has to be a multiple of 32 up to {MAX_THREADS}", shape.block));
+        return Err(format!(
+            "blocks of {} threads: it has to be a multiple of 32 up to {MAX_THREADS}",
+            shape.block
+        ));
     }
     if shape.grid.contains(&0) || shape.grid[1] > 65_535 || shape.grid[2] > 65_535 {
         return Err(format!("a grid of {:?} blocks", shape.grid));
@@ -351,7 +357,8 @@ impl Machine for Emulator {
         let path = env::temp_dir().join(name);
         let written = fs::write(&path, image).map_err(|error| fail(error.to_string()));
         // SAFETY: a library that the emulator's compiler made of Tally's sources: nothing runs when it is loaded.
-        let library = written.and_then(|()| unsafe { Library::new(&path) }.map_err(|error| fail(error.to_string())));
+        let library =
+            written.and_then(|()| unsafe { Library::new(&path) }.map_err(|error| fail(error.to_string())));
         // A loaded library needs its file no longer.
         let _ = fs::remove_file(&path);
         let mut state = self.state();
@@ -367,7 +374,8 @@ impl Machine for Emulator {
         let mut state = self.state();
         let library = state.modules[index(module)].as_ref().expect("a module that was not unloaded");
         // SAFETY: `EMULATOR_KERNEL` defines entries of this type.
-        let entry: Result<Symbol<'_, Entry>, _> = unsafe { library.get(format!("emulate_{name}").as_bytes()) };
+        let entry: Result<Symbol<'_, Entry>, _> =
+            unsafe { library.get(format!("emulate_{name}").as_bytes()) };
         let entry = *entry.map_err(|error| failed(name, error.to_string()))?;
         state.kernels.push(Kernel { name: name.into(), entry });
         Ok(handle(state.kernels.len() - 1))

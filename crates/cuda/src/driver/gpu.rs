@@ -42,7 +42,10 @@ fn start() -> Result<usize, Error> {
     }
     let found = driver_version()?;
     if found < OLDEST_DRIVER {
-        return Err(Error::OldDriver { found: format!("{}.{}", found / 1000, found % 1000 / 10), need: "12.0" });
+        return Err(Error::OldDriver {
+            found: format!("{}.{}", found / 1000, found % 1000 / 10),
+            need: "12.0",
+        });
     }
     let count = result::device::get_count().map_err(failed("counting GPUs"))?;
     Ok(usize::try_from(count).unwrap_or(0))
@@ -51,7 +54,9 @@ fn start() -> Result<usize, Error> {
 fn driver_version() -> Result<i32, Error> {
     let mut version = 0;
     // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("asking for the driver's version"))?;
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(failed("asking for the driver's version"))?;
     Ok(version)
 }
 
@@ -108,8 +113,8 @@ pub(super) fn open(ordinal: usize) -> Result<(Gpu, Driver), Error> {
     let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("opening the GPU"))?;
     // SAFETY: a context that was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(failed("opening the GPU"))?;
-    let stream =
-        result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("creating a stream"))?;
+    let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+        .map_err(failed("creating a stream"))?;
     let overlaps = gpu.arch >= 90;
     Ok((gpu, Driver { device, context, stream, overlaps }))
 }
@@ -173,7 +178,8 @@ impl Machine for Driver {
 
     fn read(&self, address: u64, to: &mut [u8]) -> Result<(), Error> {
         // SAFETY: in range; the copy is waited for before `to` can be used.
-        unsafe { result::memcpy_dtoh_async(to, address, self.stream) }.map_err(failed("copying from the GPU"))?;
+        unsafe { result::memcpy_dtoh_async(to, address, self.stream) }
+            .map_err(failed("copying from the GPU"))?;
         self.synchronize()
     }
 
@@ -181,7 +187,8 @@ impl Machine for Driver {
         self.bind()?;
         let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: the context is current; freed in `unpin`.
-        let host = unsafe { result::malloc_host(bytes, flags) }.map_err(failed("allocating pinned memory"))?;
+        let host =
+            unsafe { result::malloc_host(bytes, flags) }.map_err(failed("allocating pinned memory"))?;
         let host = NonNull::new(host.cast::<u8>()).expect("the driver does not hand out null");
         let mut mapped = 0;
         // SAFETY: as many bytes as were allocated; the allocation is mapped, as the flags asked.
@@ -241,7 +248,8 @@ impl Machine for Driver {
             unsafe { result::function::set_function_attribute(function, attribute, shape.shared as i32) }
                 .map_err(failed("asking for shared memory"))?;
         }
-        let mut params: Vec<*mut c_void> = arguments.addresses().0.into_iter().map(<*const _>::cast_mut).collect();
+        let mut params: Vec<*mut c_void> =
+            arguments.addresses().0.into_iter().map(<*const _>::cast_mut).collect();
         let dependent = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -263,8 +271,10 @@ impl Machine for Driver {
         // SAFETY: parameters match the kernel's signature (`Argument`, and the emulator, which compares their sizes) and
         // are only read, before the call returns; buffers live as long as the backend, which waits for the stream before
         // it drops them.
-        unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()).result() }
-            .map_err(failed("launching a kernel"))
+        unsafe {
+            sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()).result()
+        }
+        .map_err(failed("launching a kernel"))
     }
 
     fn begin_capture(&self) -> Result<(), Error> {

@@ -50,7 +50,7 @@ pub(crate) fn batches(model: &Arc<Model>, setup: &Setup, sizes: &[usize]) {
             step.rows.push(Row { token: s % vocab as u32, position: n, sequence: s });
         }
         for round in 0..3 {
-            step.rows.rotate_left(round);
+            step.rows.rotate_left(round % batch);
             step.logits = (0..batch as u32).collect();
             plain(&format!("batch {batch}, round {round}"), &mut cpu, &mut cuda, &step);
             step.rows.iter_mut().for_each(|r| r.position += 1);
@@ -110,7 +110,11 @@ fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_ea
     }
     // In two steps: a batch of prompts may be longer than a step.
     let lanes: Vec<Lane> = (params.iter().zip(&step.tables).enumerate())
-        .map(|(s, (p, table))| Lane { position: 3 + 40 * s as u32, table: table.clone(), choice: p.choice().unwrap() })
+        .map(|(s, (p, table))| Lane {
+            position: 3 + 40 * s as u32,
+            table: table.clone(),
+            choice: p.choice().unwrap(),
+        })
         .collect();
     for (s, lane) in lanes.iter().enumerate() {
         let rows = step.rows.iter().filter(|r| r.sequence == s as u32 && r.position + 1 < lane.position);

@@ -78,7 +78,9 @@ pub(crate) fn fused(shape: &Shape, seed: u64, turn: usize) -> Arc<Model> {
     let take = |counter: &std::cell::Cell<usize>| counter.replace(counter.get() + 1);
     model(shape, seed, |name| match name {
         _ if name.contains("gate_inp") => [Dtype::F32, Dtype::F16, Dtype::BF16][turn % 3],
-        _ if name.starts_with("blk.0.") || name.starts_with("token_embd") => types[take(&first) % types.len()],
+        _ if name.starts_with("blk.0.") || name.starts_with("token_embd") => {
+            types[take(&first) % types.len()]
+        }
         _ => FUSED[take(&next) % FUSED.len()],
     })
 }
