@@ -1,14 +1,26 @@
 //! The numeric debugger: two runs of a model held against each other, and where they part found, narrowed and explained.
 //!
-//! [`Traced`] watches a run and [`dump`] keeps it on the disk. Generic over [`model::Backend`]: knows no device, and
-//! prints nothing.
+//! [`Traced`] watches a run and [`dump`] keeps it on the disk; a [`Player`] lets such a trace stand in for a backend.
+//! [`bisect()`] runs two sides stage by stage and narrows the first divergence down to a [`Report`]; a [`Reproduction`] is
+//! the failing stage cut out, which [`replay`] runs alone; [`faults`] are planted on purpose, so that the debugger is itself
+//! tested. Generic over [`model::Backend`]: knows no device, and prints
+//! nothing.
 
+mod bench;
+mod bisect;
 pub mod distribution;
 pub mod dump;
+mod explain;
+pub mod faults;
 mod fingerprint;
+mod judge;
+mod localise;
 pub mod names;
+mod pair;
 pub mod place;
+mod player;
 pub mod report;
+pub mod reproduction;
 pub mod routing;
 mod run;
 pub mod scenario;
@@ -16,10 +28,17 @@ mod stats;
 #[cfg(test)]
 mod testing;
 pub mod trace;
+mod verdict;
 
+pub use bisect::{BisectError, Bisection, Options, bisect};
+pub use dump::{Arithmetic, Dump, DumpError};
 pub use fingerprint::fingerprint;
+pub use judge::Judge;
+pub use pair::{Engine, Side};
 pub use place::{Number, Place};
+pub use player::Player;
 pub use report::Report;
+pub use reproduction::{Replay, Reproduction, ReproductionError, replay};
 pub use run::{Run, argmax};
 pub use scenario::Scenario;
 pub use stats::{Apart, Comparison, Difference, Finiteness, canonical, ulps};

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use model::Buffer;
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::Distributions;
@@ -430,9 +429,4 @@ pub struct Feature {
     pub passing: usize,
     /// How much likelier a place fails if it has it: P(fail | feature) / P(fail).
     pub lift: f64,
-}
-
-/// The name of a buffer, for [`Location::buffer`].
-pub(crate) fn name(buffer: Buffer) -> String {
-    buffer.name().into()
 }

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn steps_are_well_formed_and_reach_every_token() {
         let config = crate::testing::shape(false, 1).config;
-        for n in [1, 2, 3, 7, 64, 65, 192, 200] {
+        for n in [1usize, 2, 3, 7, 64, 65, 192, 200] {
             for max_rows in [1, 2, 5, 512] {
                 let limits = Limits { max_rows, kv_blocks: 2 * n.div_ceil(BLOCK) };
                 let ids: Vec<u32> = (0..n as u32).map(|i| i % 60).collect();

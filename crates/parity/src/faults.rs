@@ -1,0 +1,396 @@
+//! Faults planted on purpose, one at a time: the ways in which such kernels went wrong elsewhere, each with what the
+//! debugger must say of it.
+//!
+//! A fault is planted in the right side alone: in the weights as it sees them, or around its stages ([`Faulty`]). Which
+//! backend is broken does not matter here; the models that the faults are made for are described, not made.
+
+mod list;
+mod stages;
+mod weights;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gguf::Dtype;
+use model::rope::{Rope, Scaling};
+use model::{Arch, Backend, Buffer, Chooser, Config, Fault, Ffn, Model, Moe, Site, Spec, Stage, Step};
+
+pub use list::all;
+
+use crate::bisect::{BisectError, Bisection, Options, bisect};
+use crate::pair::Side;
+use crate::report::{Class, Report};
+use crate::scenario::Scenario;
+
+/// The model that a fault is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// Super-blocks of mixed types, as Q4_K_M has them: the first two layers' sensitive tensors Q6_K, then Q4_K.
+    Mixed,
+    /// Rows that are no whole super-blocks: experts of width 288 in Q8_0.
+    Ragged,
+}
+
+impl Host {
+    /// Its configuration: four layers that run in milliseconds.
+    pub fn config(self) -> Config {
+        let width = if self == Host::Mixed { 256 } else { 288 };
+        Config {
+            arch: Arch::Qwen3Moe,
+            layers: 4,
+            hidden: 512,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            vocab: 64,
+            context: 8192,
+            rms_eps: 1e-6,
+            rope: Rope { base: 1e6, scaling: Scaling::None },
+            ffn: Ffn::Moe(Moe { experts: 6, used: 2, width, renormalise: true, scale: 1.0 }),
+        }
+    }
+
+    /// The type of each of its tensors.
+    pub fn dtype(self, spec: &Spec) -> Dtype {
+        let sensitive = spec.name.contains("attn_v") || spec.name.contains("ffn_down");
+        match spec.layer {
+            _ if spec.dims.len() == 1 || spec.name.contains("gate_inp") => Dtype::F32,
+            _ if self == Host::Ragged => Dtype::Q8_0,
+            None => Dtype::Q6K,
+            Some(layer) if sensitive && layer < 2 => Dtype::Q6K,
+            Some(_) => Dtype::Q4K,
+        }
+    }
+
+    /// A prompt that reaches into a second tile of attention and is no multiple of anything.
+    pub fn prompt(self) -> Vec<u32> {
+        (0..70).map(|i: u32| (i * i * 31 + i * 7 + 3) % 64).collect()
+    }
+}
+
+/// A class without what belongs to it, as a fault expects it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// [`Class::Local`].
+    Local,
+    /// [`Class::Inherited`] from this stage of the same layer.
+    Inherited(Stage),
+    /// [`Class::State`].
+    State(Scenario),
+}
+
+/// What the debugger must name; `None` is not asked for, since the fault has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Stage.
+    pub stage: Stage,
+    /// Layer.
+    pub layer: Option<usize>,
+    /// Class.
+    pub kind: Kind,
+    /// Tensors, by their names without layer; empty if the fault is no weight's, and then none may be named.
+    pub tensors: &'static [&'static str],
+    /// Expert that must be the only one named.
+    pub expert: Option<usize>,
+    /// Row of the tensor.
+    pub row: Option<usize>,
+    /// Block of the row.
+    pub block: Option<usize>,
+    /// Element of the row.
+    pub element: Option<usize>,
+    /// A feature that must be among those explained, such as `element % 32 = 5`.
+    pub feature: Option<&'static str>,
+}
+
+/// One way of going wrong.
+#[derive(Clone, Copy)]
+pub struct Planted {
+    /// Its name.
+    pub name: &'static str,
+    /// What is wrong.
+    pub what: &'static str,
+    /// Where it was met.
+    pub source: &'static str,
+    /// The model it is made for.
+    pub host: Host,
+    /// What must be said of it.
+    pub expected: Expected,
+    /// Changes to the model of both sides that let the fault show.
+    base: Option<fn(&mut Model)>,
+    way: Way,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// The weights or the configuration as the faulty side sees them.
+    Model(fn(&mut Model)),
+    /// Around the stages.
+    Stages(fn() -> Box<dyn Sabotage>),
+}
+
+/// Makes a backend of a model.
+pub type Build<'a> = dyn Fn(Arc<Model>) -> Result<Box<dyn Backend>, String> + 'a;
+
+impl Planted {
+    /// The model that both sides are meant to run, made from the host's.
+    pub fn model(&self, host: &Model) -> Model {
+        let mut model = host.clone();
+        if let Some(base) = self.base {
+            base(&mut model);
+        }
+        model
+    }
+
+    /// A backend for `model` with this fault in it.
+    pub fn plant(&self, model: &Model, build: &Build<'_>) -> Result<Box<dyn Backend>, String> {
+        match self.way {
+            Way::Model(breaks) => {
+                let mut broken = model.clone();
+                breaks(&mut broken);
+                build(Arc::new(broken))
+            }
+            Way::Stages(sabotage) => Ok(Box::new(Faulty::new(build(Arc::new(model.clone()))?, sabotage()))),
+        }
+    }
+
+    /// Plants it, and lets the debugger find it.
+    pub fn find(&self, host: &Model, build: &Build<'_>) -> Result<Trial, TrialError> {
+        let model = self.model(host);
+        let mut left = build(Arc::new(model.clone())).map_err(TrialError::Build)?;
+        let mut right = self.plant(&model, build).map_err(TrialError::Build)?;
+        let mut sides = [Side::live("right way", "a16", &mut left), Side::live("faulty", "a16", &mut right)];
+        let bisection = bisect(&model, &mut sides, &self.host.prompt(), &Options::default())?;
+        let missed = self.expected.missed(&bisection.report);
+        Ok(Trial { fault: *self, bisection, missed })
+    }
+}
+
+/// Why a fault could not be tried.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// There is no backend.
+    #[error("{0}")]
+    Build(String),
+    /// The debugger failed.
+    #[error(transparent)]
+    Bisect(#[from] BisectError),
+}
+
+/// A fault and what the debugger said of it.
+pub struct Trial {
+    /// The fault.
+    pub fault: Planted,
+    /// What was found.
+    pub bisection: Bisection,
+    /// What was not named, or named wrongly.
+    pub missed: Vec<String>,
+}
+
+impl Expected {
+    /// What `report` does not name as it should.
+    pub fn missed(&self, report: &Report) -> Vec<String> {
+        let Some(finding) = &report.finding else { return vec!["nothing was found".into()] };
+        let mut missed = Vec::new();
+        let mut want = |what: &str, holds: bool, found: String| {
+            if !holds {
+                missed.push(format!("{what}: {found}"));
+            }
+        };
+        let site = Site { stage: self.stage, layer: self.layer };
+        want("place", finding.place.site == site, finding.place.to_string());
+        let class = match (&finding.class, self.kind) {
+            (Class::Local, Kind::Local) => true,
+            (Class::Inherited { spoiled_after, .. }, Kind::Inherited(stage)) => {
+                *spoiled_after == Some(Site { stage, layer: self.layer }.to_string())
+            }
+            (Class::State { only }, Kind::State(scenario)) => *only == scenario,
+            _ => false,
+        };
+        want("class", class, format!("{:?}", finding.class));
+        let tensors = finding.location.as_ref().map_or(&[][..], |location| &location.tensors);
+        let stems: Vec<&str> = tensors
+            .iter()
+            .map(|t| t.name.strip_suffix(".weight").unwrap_or(&t.name))
+            .map(|name| {
+                name.strip_prefix("blk.").and_then(|n| n.split_once('.')).map_or(name, |(_, stem)| stem)
+            })
+            .collect();
+        want("tensors", stems == self.tensors, format!("{stems:?}"));
+        let Some(first) = tensors.first() else { return missed };
+        let same = |want: Option<usize>, found: Option<usize>| want.is_none() || want == found;
+        want("expert", self.expert.is_none_or(|e| first.experts == [e]), format!("{:?}", first.experts));
+        want("row", same(self.row, first.row), format!("{:?}", first.row));
+        want("block", same(self.block, first.block), format!("{:?}", first.block));
+        want("element", same(self.element, first.element), format!("{:?}", first.element));
+        if let Some(feature) = self.feature {
+            let texts: Vec<&str> = finding.features.iter().map(|f| f.text.as_str()).collect();
+            want("feature", texts.contains(&feature), format!("{texts:?}"));
+        }
+        missed
+    }
+}
+
+/// All trials as a table in Markdown.
+pub fn table(trials: &[Trial]) -> String {
+    let mut text = String::from(
+        "| fault | what is wrong | met in | class | place named | tensor, expert, row, block, element | what failing \
+         places share | |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for trial in trials {
+        let Planted { name, what, source, .. } = trial.fault;
+        let (class, place, tensor, feature) = match &trial.bisection.report.finding {
+            None => ("none".into(), "none".into(), String::new(), String::new()),
+            Some(finding) => {
+                let class = match &finding.class {
+                    Class::Local => "local".into(),
+                    Class::Inherited { spoiled_after, .. } => {
+                        format!(
+                            "inherited, spoiled by {}",
+                            spoiled_after.as_deref().unwrap_or("what was not kept")
+                        )
+                    }
+                    Class::State { only } => format!("state, only {}", only.only()),
+                };
+                let location = finding.location.as_ref();
+                let feature = finding.features.first().map_or(String::new(), |f| f.text.clone());
+                (
+                    class,
+                    format!("{}, {}", finding.place.site, finding.place.buffer),
+                    location.map_or(String::new(), cell),
+                    feature,
+                )
+            }
+        };
+        let named = if trial.missed.is_empty() {
+            "found".into()
+        } else {
+            format!("MISSED {}", trial.missed.join("; "))
+        };
+        text +=
+            &format!("| {name} | {what} | {source} | {class} | {place} | {tensor} | {feature} | {named} |\n");
+    }
+    let found = trials.iter().filter(|trial| trial.missed.is_empty()).count();
+    text + &format!("\n{found} of {} faults named exactly.\n", trials.len())
+}
+
+/// A location's tensors in a cell of the table.
+fn cell(location: &crate::report::Location) -> String {
+    let tensor = |t: &crate::report::TensorPlace| {
+        let number = |n: Option<usize>| n.map_or("-".into(), |n: usize| n.to_string());
+        let expert = match &t.experts[..] {
+            [] => "-".into(),
+            [one] => one.to_string(),
+            many => format!("{} of them", many.len()),
+        };
+        let [row, block, element] = [t.row, t.block, t.element].map(number);
+        format!("`{}` ({}), {expert}, {row}, {block}, {element}", t.name, t.dtype)
+    };
+    location.tensors.iter().map(tensor).collect::<Vec<_>>().join("; ")
+}
+
+/// Breaks something around the stages of a backend.
+pub trait Sabotage {
+    /// The step that the backend is given in place of `step`.
+    fn begin(&mut self, step: &Step) -> Step {
+        step.clone()
+    }
+
+    /// Runs a stage, not quite as it should be.
+    fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
+        let _ = step;
+        inner.run(site)
+    }
+
+    /// Changes logits; `observed` is whether another buffer was read in this step.
+    fn logits(&mut self, logits: &mut [f32], observed: bool) {
+        let _ = (logits, observed);
+    }
+}
+
+/// A backend with a fault around its stages.
+pub struct Faulty<B> {
+    inner: B,
+    sabotage: Box<dyn Sabotage>,
+    step: Step,
+    observed: bool,
+    logits: Vec<f32>,
+}
+
+impl<B: Backend> Faulty<B> {
+    /// Breaks `inner`.
+    pub fn new(inner: B, sabotage: Box<dyn Sabotage>) -> Faulty<B> {
+        Faulty { inner, sabotage, step: Step::default(), observed: false, logits: Vec::new() }
+    }
+}
+
+impl<B: Backend> Backend for Faulty<B> {
+    fn model(&self) -> &Model {
+        self.inner.model()
+    }
+
+    fn max_rows(&self) -> usize {
+        self.inner.max_rows()
+    }
+
+    fn context(&self) -> usize {
+        self.inner.context()
+    }
+
+    fn kv_blocks(&self) -> usize {
+        self.inner.kv_blocks()
+    }
+
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        self.step = self.sabotage.begin(step);
+        self.observed = false;
+        self.inner.begin(&self.step)
+    }
+
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        self.sabotage.run(&mut self.inner, &self.step, site)
+    }
+
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        self.observed |= buffer != Buffer::Logits;
+        let mut values = self.inner.read(buffer)?;
+        if buffer == Buffer::Logits {
+            self.sabotage.logits(&mut values, self.observed);
+        }
+        Ok(values)
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
+        self.observed = true;
+        self.inner.write(buffer, values)
+    }
+
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        self.logits = self.inner.logits()?.to_vec();
+        self.sabotage.logits(&mut self.logits, self.observed);
+        Ok(&self.logits)
+    }
+
+    fn observe(&mut self, on: bool) -> bool {
+        self.inner.observe(on)
+    }
+
+    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
+        None
+    }
+}
+
+/// Buffers of a step, put back after a stage was run on others.
+type Saved = BTreeMap<Buffer, Vec<f32>>;
+
+/// Reads buffers, to be put back.
+fn save(inner: &mut dyn Backend, buffers: &[Buffer]) -> Result<Saved, Fault> {
+    buffers.iter().map(|&buffer| Ok((buffer, inner.read(buffer)?))).collect()
+}
+
+/// Puts them back.
+fn restore(inner: &mut dyn Backend, saved: &Saved) -> Result<(), Fault> {
+    saved.iter().try_for_each(|(&buffer, values)| inner.write(buffer, values))
+}
+
+#[cfg(test)]
+mod tests;

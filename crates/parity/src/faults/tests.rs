@@ -1,0 +1,179 @@
+use std::collections::BTreeSet;
+
+use cpu::{Cpu, Isa, Options as CpuOptions};
+use model::Site;
+use synth::Shape;
+
+use super::*;
+
+fn host(host: Host) -> Model {
+    synth::model(&Shape { config: host.config(), tied: false }, 7, |spec| host.dtype(spec))
+}
+
+fn build(model: Arc<Model>) -> Result<Box<dyn Backend>, String> {
+    let options = CpuOptions { threads: 1, max_rows: 140, kv_blocks: 4, ..CpuOptions::for_context(256) };
+    Ok(Box::new(Cpu::new(model, &options).map_err(|error| error.to_string())?))
+}
+
+#[test]
+fn every_fault_is_named_exactly() {
+    let hosts = [Host::Mixed, Host::Ragged].map(|kind| (kind, host(kind)));
+    let faults = all();
+    let names: BTreeSet<_> = faults.iter().map(|fault| fault.name).collect();
+    assert!(faults.len() >= 35 && names.len() == faults.len());
+    let trials: Vec<Trial> = faults
+        .iter()
+        .map(|fault| {
+            let host = &hosts.iter().find(|(kind, _)| *kind == fault.host).expect("both are there").1;
+            fault.find(host, &build).unwrap_or_else(|error| panic!("{}: {error}", fault.name))
+        })
+        .collect();
+    let missed: Vec<String> = trials
+        .iter()
+        .filter(|trial| !trial.missed.is_empty())
+        .map(|trial| {
+            format!(
+                "{}: {}\n    {}",
+                trial.fault.name,
+                trial.missed.join("; "),
+                trial.bisection.report.verdict
+            )
+        })
+        .collect();
+    assert!(missed.is_empty(), "{} of {} missed:\n{}", missed.len(), trials.len(), missed.join("\n"));
+    let table = table(&trials);
+    assert!(table.ends_with(&format!("\n{0} of {0} faults named exactly.\n", trials.len())), "{table}");
+    assert!(trials.iter().all(|trial| trial.bisection.report.verdict.matches(". ").count() >= 1));
+}
+
+/// The story, as the table has it: the first layer whose type is another, and what the failing layers share.
+#[test]
+fn the_story() {
+    let story = all()[0];
+    let trial = story.find(&host(story.host), &build).expect("it runs");
+    let report = &trial.bisection.report;
+    assert_eq!(report.outcome, crate::report::Outcome::NonFinite, "{}", report.verdict);
+    let finding = report.finding.as_ref().expect("it was planted");
+    let best = &finding.features[0];
+    assert_eq!(
+        (best.failing_with, best.failing, best.passing_with, best.passing),
+        (2, 2, 0, 2),
+        "{:?}",
+        finding.features
+    );
+    assert!(
+        report.reading.iter().any(|line| line.contains("after a router that is")),
+        "{:?}",
+        report.reading
+    );
+    assert!(report.reading.iter().any(|line| line.contains("layers 0 to 1 agree")), "{:?}", report.reading);
+    // The report survives being written down.
+    let text = serde_json::to_string(report).expect("names, numbers and lists");
+    assert_eq!(&serde_json::from_str::<Report>(&text).expect("just written"), report);
+}
+
+#[test]
+fn behind_a_masked_fault_the_next_is_found() {
+    let faults = all();
+    let named = |name: &str| *faults.iter().find(|fault| fault.name == name).expect("in the list");
+    let (first, second) = (named("tail-beyond-the-tensor"), named("scale-is-nan"));
+    let model = host(Host::Mixed);
+    let broken = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> { first.plant(&model, &build) };
+    let mut masked = BTreeSet::new();
+    for fault in [first, second] {
+        let (mut left, mut right) = (
+            build(Arc::new(model.clone())).expect("it builds"),
+            second.plant(&model, &broken).expect("it builds"),
+        );
+        let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
+        let options = Options { masked: masked.clone(), ..Options::default() };
+        let found = bisect(&model, &mut sides, &fault.host.prompt(), &options).expect("it runs");
+        assert!(fault.expected.missed(&found.report).is_empty(), "{}: {}", fault.name, found.report.verdict);
+        masked.insert(Site { stage: fault.expected.stage, layer: fault.expected.layer });
+    }
+    let (mut left, mut right) = (
+        build(Arc::new(model.clone())).expect("it builds"),
+        second.plant(&model, &broken).expect("it builds"),
+    );
+    let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
+    let options = Options { masked, ..Options::default() };
+    let found = bisect(&model, &mut sides, &first.host.prompt(), &options).expect("it runs");
+    assert!(found.report.finding.is_none(), "both masked: {}", found.report.verdict);
+}
+
+/// Scalar code against the best vector code: different instructions, the same bits.
+#[test]
+fn without_a_fault_nothing_is_found() {
+    let sets = Isa::available();
+    let isas = [sets[0], sets[sets.len() - 1]];
+    for seed in 0..50u64 {
+        // Shapes and types walk through their ranges with the seed.
+        let pick = |n: usize, i: u32| (seed as usize / n.pow(i)) % n;
+        let dense = seed % 4 == 3;
+        let mut shape = crate::testing::shape(dense, 1 + pick(2, 0));
+        shape.config.hidden = [256, 512][pick(2, 1)];
+        shape.config.kv_heads = [1, 2, 4][pick(3, 0)];
+        let types = [Dtype::Q4K, Dtype::Q6K, Dtype::Q5K, Dtype::Q8_0, Dtype::Q2K, Dtype::F16, Dtype::Q3K];
+        let hash =
+            |name: &str| name.bytes().fold(seed as usize, |h, b| h.wrapping_mul(31).wrapping_add(b as usize));
+        let dtype = |spec: &Spec| {
+            if spec.dims.len() == 1 { Dtype::F32 } else { types[hash(&spec.name) % types.len()] }
+        };
+        let model = Arc::new(synth::model(&shape, seed, dtype));
+        let [mut left, mut right] = isas.map(|isa| {
+            let options =
+                CpuOptions { isa, threads: 1, max_rows: 16, kv_blocks: 2, ..CpuOptions::for_context(64) };
+            Cpu::new(model.clone(), &options).expect("one thread")
+        });
+        let ids: Vec<u32> = (0..9).map(|i| (i * 7 + seed as u32) % 64).collect();
+        let mut sides = [Side::live("scalar", "a16", &mut left), Side::live("vector", "a16", &mut right)];
+        let found = bisect(&model, &mut sides, &ids, &Options::default()).expect("it runs");
+        assert!(found.report.finding.is_none(), "seed {seed}: {}", found.report.verdict);
+        assert_eq!(found.report.runs.len(), Scenario::LIVE.len(), "seed {seed}: {:?}", found.report.skipped);
+        assert_eq!(found.report.outcome, crate::report::Outcome::Agree);
+    }
+}
+
+/// The cut-out stage errs as the model did, is right on the right side, and knows what came.
+#[test]
+fn reproductions_reproduce() {
+    let hosts = [Host::Mixed, Host::Ragged].map(|kind| (kind, host(kind)));
+    let dir = std::env::temp_dir().join(format!("tally-parity-reproduction-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a temporary directory");
+    let mut cut = 0;
+    for fault in all() {
+        let host = &hosts.iter().find(|(kind, _)| *kind == fault.host).expect("both are there").1;
+        let trial = fault.find(host, &build).expect("it runs");
+        let Some(reproduction) = trial.bisection.reproduction else { continue };
+        let path = dir.join(format!("{}.safetensors", fault.name));
+        reproduction.write(&path).expect("there is room");
+        let right = crate::replay(&path, build).unwrap_or_else(|error| panic!("{}: {error}", fault.name));
+        assert_eq!(right.wrong, 0, "{}: the right side is right on what was cut out", fault.name);
+        assert!(!right.as_then, "{}", fault.name);
+        cut += 1;
+        // Faults that do not depend on which layer, row or expert it is show in the cut model as well.
+        if matches!(fault.name, "minima-without-high-bits" | "residual-twice" | "unscaled-attention") {
+            let broken = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> {
+                match fault.way {
+                    Way::Model(_) => build(Arc::new(layer_zero(&model))),
+                    Way::Stages(_) => fault.plant(&model, &build),
+                }
+            };
+            let wrong = crate::replay(&path, broken).expect("it runs");
+            assert!(wrong.wrong > 0 && wrong.as_then, "{}: {wrong:?}", fault.name);
+        }
+    }
+    std::fs::remove_dir_all(&dir).expect("just made");
+    assert!(cut >= 25, "{cut} faults were cut out");
+}
+
+/// The minima's fault in layer 0, where a cut model has its only one.
+fn layer_zero(model: &Model) -> Model {
+    let mut wide = model.clone();
+    let layer = wide.weights.layers[0].clone();
+    wide.weights.layers = vec![layer; weights::LAYER + 1];
+    weights::minima_without_high_bits(&mut wide);
+    let layer = wide.weights.layers.pop().expect("just made");
+    wide.weights.layers = vec![layer];
+    wide
+}
