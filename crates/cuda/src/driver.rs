@@ -388,10 +388,6 @@ impl Drop for Module {
 pub(crate) struct Function(Handle);
 
 impl Function {
-    pub(crate) fn allow_shared(&self, _bytes: usize) -> Result<(), Error> {
-        Ok(())
-    }
-
     /// Launches on the device's stream.
     pub(crate) fn launch(&self, device: &Device, shape: Shape, arguments: Arguments) -> Result<(), Error> {
         device.machine.launch(self.0, shape, &arguments)

@@ -20,8 +20,6 @@ const SPLIT_ROWS: usize = 64;
 const SPAN_TILES: usize = 4;
 /// Bytes that partial results may take. What does not fit takes several launches.
 const SCRATCH: usize = 64 << 20;
-/// Shared memory that needs no asking.
-const FREE_SHARED: usize = 48 << 10;
 
 /// How the split kernel cuts a model's heads.
 #[derive(Debug, Clone, Copy)]
@@ -160,9 +158,6 @@ impl Cuda {
             .push(scratch.partials.ptr())
             .push(scratch.counters.ptr());
         let (kernel, shared) = (self.kernels.get("attend_split"), Split::of(config).shared());
-        if shared > FREE_SHARED {
-            kernel.allow_shared(shared)?;
-        }
         // One block of threads a processor: all of them resident, which the kernel relies on.
         kernel.launch(&self.device, Shape::new(self.device.gpu.processors, 512).shared(shared), arguments)
     }
@@ -177,7 +172,6 @@ impl Cuda {
             .push(score_scale(config.head_dim))
             .push(b.attn.ptr());
         let kernel = self.kernels.get("attend_stream");
-        kernel.allow_shared(stream.shared())?;
         let blocks = self.step.rows().div_ceil(stream.rows) * config.kv_heads;
         let shape = Shape::new(blocks, 32 * size(stream.warps)).shared(stream.shared());
         kernel.launch(&self.device, shape, arguments)

@@ -189,7 +189,6 @@ impl Cuda {
 
     fn launch_plan(&self, name: &str, plan: Plan, arguments: Arguments) -> Result<bool, Error> {
         let function = self.kernels.get(name);
-        function.allow_shared(plan.shared)?;
         let shape = Shape::new(plan.grid, THREADS).shared(plan.shared);
         function.launch(&self.device, shape, arguments.push(plan.arg))?;
         Ok(true)
@@ -250,7 +249,6 @@ impl Cuda {
             .push(b.expert_weights.ptr())
             .push(b.decode.arrived.ptr());
         let function = self.kernels.get("decode_route");
-        function.allow_shared(shared)?;
         let shape = Shape::new(router.rows.div_ceil(ROUTER_ROWS), THREADS).shared(shared);
         function.launch(&self.device, shape, arguments)?;
         Ok(true)

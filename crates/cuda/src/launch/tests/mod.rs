@@ -12,10 +12,18 @@ use synth::Shape;
 
 use super::{embed, fixed, group, route, sample as host};
 use crate::compile::SOURCES;
-use crate::{Cuda, Options};
+use crate::{Cuda, Options, Place};
 
 /// What a test says when there is no GPU.
 const NEEDS: &str = "this test needs a GPU (just gpu-test)";
+
+/// Where these tests run.
+fn place() -> Place {
+    match std::env::var("TALLY_TEST_PLACE").as_deref() {
+        Ok("emulated") => Place::Emulated,
+        _ => Place::Gpu(0),
+    }
+}
 
 /// One layer of these dimensions, `experts` of 0 for a dense one.
 fn shape(hidden: usize, vocab: usize, experts: usize, used: usize) -> Shape {
@@ -35,7 +43,7 @@ fn model(shape: &Shape, embedding: Dtype) -> Arc<Model> {
 }
 
 fn cuda(model: &Arc<Model>, activations: Activations, max_rows: usize) -> Cuda {
-    let options = Options { activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
+    let options = Options { place: place(), activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
     Cuda::new(model.clone(), &options, &mut |_, _| ()).unwrap_or_else(|error| panic!("{NEEDS}: {error}"))
 }
 

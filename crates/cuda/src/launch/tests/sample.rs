@@ -7,9 +7,9 @@ use gguf::Dtype;
 use model::Chosen;
 use quant::fixed::Activations;
 
-use super::{NEEDS, model, normal, random, shape};
+use super::{NEEDS, model, normal, place, random, shape};
 use crate::compile::Compiler;
-use crate::driver::{Device, Memory, Module, Place};
+use crate::driver::{Device, Memory, Module};
 use crate::kernels::units;
 use crate::launch::sample::{Feed, RING, Sampling, UNIT};
 
@@ -23,7 +23,7 @@ struct Rig {
 impl Rig {
     fn new(vocab: usize, rows: usize) -> Rig {
         let ready = || {
-            let device = Device::open(Place::Gpu(0))?;
+            let device = Device::open(place())?;
             let model = model(&shape(32, vocab, 0, 0), Dtype::F32);
             let unit = units(&model, Activations::A16).into_iter().find(|u| u.name == UNIT.0);
             let image = Compiler::of(&device.gpu, None)?.image(&unit.expect("a unit of every model"))?;
