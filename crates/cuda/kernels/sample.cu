@@ -333,6 +333,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_draw(Sampling s
     const Found found = s.found[row];
     u32 token = is_finite(found) ? rank_id(found.best) : NO_TOKEN;
     if (draws(choice, found)) token = draw_token(s, row, choice, found, scratch);
+    // Every thread has read the row's choice and what was found, which thread 0 now changes.
+    __syncthreads();
     if (threadIdx.x > 0) return;
 
     Drawn* drawn = &s.ring[(u64)(choice.number % RING) * s.rows + row];
