@@ -270,7 +270,7 @@
     const [l, r] = cell.sides;
     const row = (name, of, warn = () => false) => h('tr', {}, h('th', { scope: 'row' }, name), cell.sides.map((side) => h('td', { class: warn(side) ? 'bad' : '' }, of(side))));
     const firstAt = (n, at) => (n ? `${grouped(n)}${at === null ? '' : ` (first at ${at})`}` : '0');
-    const number = (text) => (text === null ? '–' : text.replace(/ \(0x.*/, ''));
+    const number = (text) => (text === null ? '–' : text.replace(/ \(0x.*/, '').replace('-', '\u2212'));
     return h('table', {},
       h('thead', {}, h('tr', {}, h('th'), cell.sides.map((_, i) => h('th', { scope: 'col' }, compared && h('span', { class: 'swatch', style: `background:var(--${sideNames[i]});margin-right:6px` }), compared ? view.sides[i].name : sideNames[i])))),
       h('tbody', {},
@@ -377,11 +377,14 @@
       h('div', { class: 'bars' }, bar('fail', f.failing_with, f.failing, 'failing'), bar('pass', f.passing_with, f.passing, 'passing')));
   }));
 
-  const routing = view.runs.some((run) => run.steps.some((step) => step.routing.length)) ? section('Routing') : null;
   const drawRouting = (cell) => {
-    if (!routing) return;
-    const found = here().routing.find((r) => r.layer === cell.layer) || (cell.layer === null ? here().routing[0] : undefined);
-    if (!found) { routing.replaceChildren(h('h2', {}, 'Routing'), h('p', { class: 'note' }, 'Nothing was kept of the router of this layer in this step.')); return; }
+    const routing = byId('routing');
+    routing.hidden = !view.runs.some((run) => run.steps.some((step) => step.routing.length));
+    const found = here().routing.find((r) => r.layer === cell.layer);
+    if (!found) {
+      routing.replaceChildren(h('h2', {}, 'Routing'), h('p', { class: 'note' }, cell.layer === null ? 'No layer is chosen.' : 'Nothing was kept of the router of this layer in this step.'));
+      return;
+    }
     const step = here();
     const margins = found.rows.flatMap((r) => [r.left.margin, r.right?.margin]).filter((m) => m !== null && m !== undefined);
     const smallest = margins.length ? ` Smallest margin of those shown: ${short(Math.min(...margins))}.` : '';
@@ -392,7 +395,7 @@
       h('div', { class: 'scroll', tabindex: '0' }, h('table', {}, h('thead', {}, h('tr', {}, heads.map((name) => h('th', { scope: 'col' }, name)))), h('tbody', {}, found.rows.map((r) => {
         const other = r.right || r.left;
         const head = [r.row, step.positions[r.row], step.tokens[r.row]].map((v) => h('td', {}, String(v)));
-        const margin = (choice) => h('td', {}, choice.margin === null ? 'undefined' : short(choice.margin));
+        const margin = (choice) => h('td', {}, choice.margin === null ? '–' : short(choice.margin));
         return h('tr', {}, head, compared ? [h('td', {}, chips(r.left, other)), h('td', {}, chips(other, r.left)), margin(r.left), margin(other)] : [h('td', {}, chips(r.left)), margin(r.left)]);
       })))),
       h('p', { class: 'note' }, 'Experts by rank. The margin is how far the last chosen scored above the first that was not, before softmax: an error larger than it turns the choice.'));
@@ -408,7 +411,6 @@
     byId('more').replaceChildren(...[
       finding && where(finding),
       finding && finding.features.length > 0 && shared(finding.features),
-      routing,
       view.reproduce.length > 0 && section('How to reproduce', view.reproduce.map(command)),
       view.reading.length > 0 && section('Reading', h('ol', { class: 'reading' }, view.reading.map((text) => h('li', {}, coded(text))))),
       section('What was run', h('dl', { class: 'values' },

@@ -130,7 +130,10 @@ impl Chromium {
             if self.value("document.body?.dataset.ready ?? ''") == "true" {
                 break;
             }
-            assert!(complaints.is_empty() && since.elapsed() < PATIENCE, "the page is not ready: {complaints:?}");
+            assert!(
+                complaints.is_empty() && since.elapsed() < PATIENCE,
+                "the page is not ready: {complaints:?}"
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }
