@@ -98,12 +98,8 @@ fn names_mean_something() {
         "error: there is no invariant `infinite`",
     );
     check("[F-FINITE, F-EQUAL", "[F-FINITE, F-EGAL", "36:26", "error: there is no falsifier `F-EGAL` here");
-    check(
-        "- id: F-EQUAL",
-        "- id: F-FINITE",
-        "21:9",
-        "error: falsifier `F-FINITE` is in thing-v1.yaml already",
-    );
+    let twice = "- id: F-FINITE\n    refutes: [equal]\n    check: { name: finite, parameters: { tokens: 1 }, fault: nan }\n    prediction: x\n    if_it_fails: x\n  - id: F-EQUAL";
+    check("- id: F-EQUAL", twice, "21:9", "error: falsifier `F-FINITE` is in thing-v1.yaml already");
     check(
         "- id: equal",
         "- id: equal\n    words: x\n    formula: x\n  - id: equal",

@@ -46,6 +46,11 @@ impl Failure {
         Failure { code: MISMATCH, ..Failure::new(message) }
     }
 
+    /// What is wrong, for who has another way of saying it.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Adds what to do about it.
     pub(crate) fn hint(self, hint: impl Display) -> Failure {
         Failure { hint: Some(hint.to_string()), ..self }

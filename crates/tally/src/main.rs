@@ -53,6 +53,8 @@ enum Command {
     Perplexity(perplexity::Args),
     /// Run a prompt on two devices and hold their logits against each other, bit for bit.
     Parity(parity::Args),
+    /// Check contracts, execute their falsifiers, and say what is known of them.
+    Contract(contract::Args),
     /// Compile a model's GPU kernels ahead of its first run.
     Prewarm(prewarm::Args),
     /// Write a model in another tensor type.
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => args.run(),
         Command::Perplexity(args) => args.run(),
         Command::Parity(args) => args.run(),
+        Command::Contract(args) => args.run(),
         Command::Prewarm(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Synth(args) => args.run(),

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod contract;
 pub(crate) mod detokenize;
 pub(crate) mod inspect;
 pub(crate) mod parity;
