@@ -59,7 +59,8 @@
         ofOneSide('largest magnitude', (c) => Math.max(Math.abs(Number.parseFloat(c.sides[0]?.max ?? 0)), Math.abs(Number.parseFloat(c.sides[0]?.min ?? 0)))),
       ];
   // Bounds are the measure wherever a side is held to them.
-  const state = { run: 0, step: 0, metric: Math.max(0, metrics.findIndex((m) => m.name === 'error / allowed')), cell: 0 };
+  const chosen = ['error / allowed', 'NMSE'].map((name) => metrics.findIndex((m) => m.name === name)).find((i) => i >= 0);
+  const state = { run: 0, step: 0, metric: chosen ?? 0, cell: 0 };
 
   const mix = (a, b, t) => `color-mix(in oklab, var(--${b}) ${(100 * t).toFixed(1)}%, var(--${a}))`;
   const warm = (t) => (t < 0.5 ? mix('warm-0', 'warm-1', 2 * t) : mix('warm-1', 'warm-2', 2 * t - 1));

@@ -69,6 +69,17 @@ fn the_page_in_a_browser() {
         }
         let nan = count(&mut chromium, "#grid .c.nan");
         assert_eq!(nan > Some(0), fault == Fault::Story, "{fault:?}: {nan:?}");
+        // Layers stand one below the other, stages side by side, and a cell is large enough to be hit.
+        let box_of =
+            |key: &str| format!("document.querySelector(\"[data-cell='{key}']\").getBoundingClientRect()");
+        let (q, k, below) = (box_of("blk.0.qkv.q"), box_of("blk.0.qkv.k"), box_of("blk.1.qkv.q"));
+        for claim in [
+            format!("{q}.top === {k}.top && {k}.left - {q}.right < 4 && {k}.left > {q}.right - 1"),
+            format!("{below}.left === {q}.left && {below}.top >= {q}.bottom"),
+            format!("{q}.width >= 20 && {q}.height >= 14"),
+        ] {
+            assert_eq!(chromium.value(&claim), true, "{layers}: {claim}");
+        }
         // Nothing is cut off: the page itself never scrolls sideways.
         let wide = chromium.value("document.documentElement.scrollWidth - innerWidth");
         assert!(wide.as_i64().is_some_and(|wide| wide <= 0), "{layers}: {wide} pixels too wide");
