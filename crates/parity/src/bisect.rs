@@ -437,3 +437,6 @@ fn record(step: &Step) -> StepRecord {
         logits: step.logits.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

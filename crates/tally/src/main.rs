@@ -17,6 +17,7 @@ mod model_file;
 mod output;
 mod progress;
 mod prompt_args;
+mod prompted;
 mod sampling;
 mod source;
 mod table;
@@ -55,6 +56,14 @@ enum Command {
     Parity(parity::Args),
     /// Check contracts, execute their falsifiers, and say what is known of them.
     Contract(contract::Args),
+    /// Write down what every stage of a run computed.
+    Trace(trace::Args),
+    /// Find where two runs part, say why, and cut out what shows it.
+    Bisect(bisect::Args),
+    /// Run the stage that a bisection cut out, alone.
+    Replay(replay::Args),
+    /// Plant every fault that the debugger is tested with, and print what it names.
+    Faults(faults::Args),
     /// Compile a model's GPU kernels ahead of its first run.
     Prewarm(prewarm::Args),
     /// Write a model in another tensor type.
@@ -82,6 +91,10 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => args.run(),
         Command::Parity(args) => args.run(),
         Command::Contract(args) => args.run(),
+        Command::Trace(args) => args.run(),
+        Command::Bisect(args) => args.run(),
+        Command::Replay(args) => args.run(),
+        Command::Faults(args) => args.run(),
         Command::Prewarm(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Synth(args) => args.run(),

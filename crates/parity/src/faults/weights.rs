@@ -109,7 +109,7 @@ fn loud(model: &mut Model, shift: i32) {
 }
 
 pub(super) fn with_large_activations(model: &mut Model) {
-    loud(model, 13);
+    loud(model, 14);
 }
 
 pub(super) fn with_large_sums(model: &mut Model) {

@@ -1,0 +1,331 @@
+//! `tally bisect`: where two runs part, why, and a file that shows it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use model::{Site, Stage};
+use parity::report::{self, Cell, Outcome, Report, RunFacts, Status};
+use parity::{Bisection, Dump, Engine, Options, Player, Scenario, Side, bisect};
+
+use crate::commands::trace::arithmetic;
+use crate::device::{Device, Placed};
+use crate::failure::Failure;
+use crate::output;
+use crate::prompted::{Prompted, PromptedArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  tally bisect model.gguf -p 'fn main() {'                            the CPU against the GPU
+  tally bisect model.gguf --ids 1,2,3 --left cpu --right oracle       against double precision, by its error
+  tally bisect model.gguf -p 'fn main() {' --right dump:trace         against what another engine wrote
+  tally bisect model.gguf -p 'fn main() {' --mask 3.experts_up        what comes after a fault that is known
+
+Sides: cpu, cpu-scalar, cuda, cuda:N, emulated, oracle, or dump:DIR (`tally trace --out DIR`, or another engine's).
+
+The prompt is run on both sides in ever less simple ways (whole, chunked, decode, batch, repeat, unobserved) until a
+buffer of some stage differs. That stage is then given the left's inputs: if it still errs the error is local, else it was
+inherited; what errs only in some ways of running is a matter of state. A local error is narrowed down to tensor, expert,
+row, block and element, and cut out into DIR/reproduction.safetensors, for `tally replay`.
+
+Exit codes: 0 all agrees; 4 it does not; 3 values are NaN or infinite; 1 something failed; 2 wrong usage.";
+
+/// The reproduction's name in the directory.
+const REPRODUCTION: &str = "reproduction.safetensors";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    prompted: PromptedArgs,
+    /// One side, held to be right.
+    #[arg(long, value_name = "SIDE", default_value = "cpu")]
+    left: SideArg,
+    /// The other side.
+    #[arg(long, value_name = "SIDE", default_value = "cuda")]
+    right: SideArg,
+    /// Ways of running, in this order [default: all].
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = scenario)]
+    scenarios: Vec<Scenario>,
+    /// How often `repeat` runs.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..1000))]
+    repeats: u32,
+    /// Stages whose faults are known, such as 3.experts_up: the right is given the left's outputs there.
+    #[arg(long, value_name = "LAYER.STAGE,..", value_delimiter = ',', value_parser = site)]
+    mask: Vec<Site>,
+    /// Directory for report.json and the reproduction, made if need be.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A side by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SideArg {
+    Device(Device),
+    Dump(PathBuf),
+}
+
+impl FromStr for SideArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SideArg, String> {
+        match text.strip_prefix("dump:") {
+            Some("") => Err("dump: needs a directory".into()),
+            Some(dir) => Ok(SideArg::Dump(dir.into())),
+            None => {
+                text.parse().map(SideArg::Device).map_err(|error: String| format!("{error}, or dump:DIR"))
+            }
+        }
+    }
+}
+
+fn scenario(name: &str) -> Result<Scenario, String> {
+    let all: Vec<_> = Scenario::LIVE.iter().map(|scenario| scenario.name()).collect();
+    Scenario::named(name).ok_or_else(|| format!("expected {}", all.join(", ")))
+}
+
+fn site(text: &str) -> Result<Site, String> {
+    let (layer, stage) = match text.split_once('.') {
+        Some((layer, stage)) => (layer.parse().ok(), stage),
+        None => (None, text),
+    };
+    let found = Stage::named(stage).map(|stage| Site { stage, layer });
+    let layered = |site: &Site| matches!(site.stage, Stage::Embed | Stage::Head) == site.layer.is_none();
+    found.filter(layered).ok_or_else(|| "expected a layer and a stage, such as 3.experts_up, or head".into())
+}
+
+/// A side that is ready.
+enum Ready {
+    Live(Device, Box<Placed>),
+    Dump(String, Box<Player>),
+}
+
+impl Ready {
+    fn of(side: &SideArg, prompted: &Prompted) -> Result<Ready, Failure> {
+        match side {
+            // Beside another sequence.
+            SideArg::Device(device) => Ok(Ready::Live(*device, Box::new(prompted.place(*device, 2)?))),
+            SideArg::Dump(dir) => {
+                let dump = Dump::open(dir)?;
+                dump.check(&prompted.model, &prompted.ids)?;
+                Ok(Ready::Dump(format!("dump:{}", dir.display()), Box::new(Player::new(dump))))
+            }
+        }
+    }
+
+    fn side(&mut self, activations: &str) -> Side<'_> {
+        match self {
+            Ready::Live(device, placed) => Side {
+                name: device.to_string(),
+                arithmetic: arithmetic(*device, activations),
+                engine: Engine::Live(&mut placed.backend),
+            },
+            Ready::Dump(name, player) => Side {
+                name: name.clone(),
+                arithmetic: player.dump().manifest.origin.arithmetic.clone(),
+                engine: Engine::Dump(player),
+            },
+        }
+    }
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let prompted = self.prompted.open()?;
+        let activations = prompted.activations().name();
+        let mut sides = [Ready::of(&self.left, &prompted)?, Ready::of(&self.right, &prompted)?];
+        let options = Options {
+            scenarios: if self.scenarios.is_empty() { Scenario::LIVE.to_vec() } else { self.scenarios },
+            repeats: self.repeats as usize, // a u32 fits: the crate runs on 64 bits
+            masked: self.mask.into_iter().collect::<BTreeSet<_>>(),
+            detail: self.out.is_some() || self.json,
+        };
+        let Bisection { mut report, reproduction } = {
+            let [left, right] = &mut sides;
+            let mut pair = [left.side(activations), right.side(activations)];
+            bisect(&prompted.model, &mut pair, &prompted.ids, &options)?
+        };
+        prompted.check_unchanged()?;
+        report.command = Some(command());
+        if let Some(dir) = &self.out {
+            let failed = |path: &PathBuf| {
+                let path = path.display().to_string();
+                move |error: std::io::Error| Failure::new(format!("{path}: {error}"))
+            };
+            fs::create_dir_all(dir).map_err(failed(dir))?;
+            if let Some(reproduction) = &reproduction {
+                reproduction.write(&dir.join(REPRODUCTION))?;
+                if let Some(finding) = &mut report.finding {
+                    finding.reproduction = Some(REPRODUCTION.into());
+                }
+            }
+            let path = dir.join(report::FILE);
+            let text = serde_json::to_string(&report).expect("names, numbers and lists are JSON");
+            fs::write(&path, text + "\n").map_err(failed(&path))?;
+        }
+        if self.json {
+            output::json(&serde_json::to_value(&report).expect("names, numbers and lists are JSON"))?;
+        } else {
+            output::line(format_args!("{}", text(&report)))?;
+        }
+        match report.outcome {
+            Outcome::Agree => Ok(()),
+            Outcome::Diverge => Err(Failure::mismatch(first(&report))),
+            Outcome::NonFinite => Err(Failure::numeric(first(&report))),
+        }
+    }
+}
+
+/// The command as it was given, for whoever wants to run it again.
+fn command() -> String {
+    let quoted = |arg: String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) {
+            arg
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    };
+    let rest = std::env::args_os().skip(1).map(|arg| quoted(arg.to_string_lossy().into_owned()));
+    ["tally".to_owned()].into_iter().chain(rest).collect::<Vec<_>>().join(" ")
+}
+
+/// Why the command fails, in a line.
+fn first(report: &Report) -> String {
+    match &report.finding {
+        Some(finding) => format!("{}: the first difference ({})", finding.place, finding.class.name()),
+        None => "values are not finite, on both sides alike".into(),
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!("{}\n", report.judge);
+    for run in &report.runs {
+        let compared = run.cells.iter().filter(|cell| cell.status != Status::Missing).count();
+        let bad = run
+            .first_divergence
+            .map_or("agree".to_owned(), |at| format!("differ from {}", run.cells[at].place));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:<10}  {compared} buffers {bad}", run.scenario);
+    }
+    for skipped in &report.skipped {
+        let _ = writeln!(text, "{:<10}  not run: {}", skipped.scenario, skipped.why);
+    }
+    if let Some(run) =
+        report.runs.last().filter(|run| run.first_divergence.or(run.first_non_finite).is_some())
+    {
+        let _ = write!(text, "\n{}", layers(run));
+        for at in [run.first_divergence, run.first_non_finite].into_iter().flatten().collect::<BTreeSet<_>>()
+        {
+            let _ = write!(text, "\n{}", figures(&run.cells[at]));
+        }
+    }
+    if let Some(finding) = &report.finding {
+        text.push('\n');
+        for note in finding.location.iter().flat_map(|location| &location.notes) {
+            let _ = writeln!(text, "note: {note}");
+        }
+        for f in finding.features.iter().take(5) {
+            let _ = writeln!(
+                text,
+                "{}: {} ({} of {} failing, {} of {} passing, lift {:.1})",
+                f.among, f.text, f.failing_with, f.failing, f.passing_with, f.passing, f.lift
+            );
+        }
+    }
+    for line in &report.reading {
+        let _ = writeln!(text, "reading: {line}");
+    }
+    let _ = write!(text, "\n{}", report.verdict);
+    output::printable(&text).replace("\\n", "\n")
+}
+
+/// Layers by stages: the worst that happened at each.
+fn layers(run: &RunFacts) -> String {
+    let stages: Vec<Stage> = Stage::ALL
+        .into_iter()
+        .filter(|&stage| {
+            run.cells.iter().any(|cell| cell.place.site.stage == stage && cell.place.site.layer.is_some())
+        })
+        .collect();
+    let mut text = format!("{:<5}", "layer");
+    stages.iter().for_each(|stage| text += &format!("  {:<12}", stage.name()));
+    text.push('\n');
+    let layers: BTreeSet<usize> = run.cells.iter().filter_map(|cell| cell.place.site.layer).collect();
+    for layer in layers {
+        text += &format!("{layer:<5}");
+        for &stage in &stages {
+            let site = Site { stage, layer: Some(layer) };
+            let worst = run
+                .cells
+                .iter()
+                .filter(|cell| cell.place.site == site)
+                .max_by_key(|cell| severity(cell.status));
+            let word = worst.map_or("", |cell| cell.status.name());
+            text += &format!("  {word:<12}");
+        }
+        text = text.trim_end().to_owned() + "\n";
+    }
+    text
+}
+
+fn severity(status: Status) -> u8 {
+    match status {
+        Status::Missing => 0,
+        Status::Match => 1,
+        Status::Diverge => 2,
+        Status::NanBoth => 3,
+        Status::NanLeft | Status::NanRight => 4,
+    }
+}
+
+fn figures(cell: &Cell) -> String {
+    let f = &cell.figures;
+    let cosine = f.cosine.map_or("undefined".into(), |c| format!("{c:.9}"));
+    let mut text =
+        format!("{}: {}, {} of {} differ, cosine {cosine}", cell.place, cell.status, f.differing, f.total);
+    if let Some(bound) = cell.bound {
+        let _ = write!(text, ", error {:.2e} where {:.2e} is allowed", bound.error, bound.limit);
+    }
+    text.push('\n');
+    for (side, f) in [("left", &f.left), ("right", &f.right)] {
+        let index = |at: Option<usize>| at.map_or(String::new(), |at| format!(" (first at {at})"));
+        let number = |v: Option<parity::Number>| v.map_or("none".into(), |v| v.0.to_string());
+        let _ = writeln!(
+            text,
+            "  {side:<5}  total {}, finite {}, nan {}{}, inf {}{}, finite_min {}, finite_max {}",
+            f.total,
+            f.finite,
+            f.nan,
+            index(f.nan_first),
+            f.inf,
+            index(f.inf_first),
+            number(f.finite_min),
+            number(f.finite_max)
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_and_sites_by_name() {
+        assert_eq!("dump:a/b".parse(), Ok(SideArg::Dump("a/b".into())));
+        assert_eq!("oracle".parse(), Ok(SideArg::Device(Device::Oracle)));
+        assert!("dump:".parse::<SideArg>().is_err() && "gpu".parse::<SideArg>().is_err());
+        let check = |text, stage, layer| assert_eq!(site(text), Ok(Site { stage, layer }), "{text}");
+        check("3.experts_up", Stage::ExpertsUp, Some(3));
+        check("head", Stage::Head, None);
+        for bad in ["", "experts_up", "3.head", "x.qkv", "3.qkvx", "3."] {
+            assert!(site(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! A model and the tokens of a prompt, for commands that compare what is computed from them. Knows nothing of what is
+//! compared.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::Tokenizer;
+use gguf::File;
+use model::Model;
+use quant::fixed::Activations;
+
+use crate::activations::ActivationsArg;
+use crate::device::{Device, KernelCache, Placed, Request};
+use crate::failure::Failure;
+use crate::prompt_args::PromptArgs;
+use crate::source;
+use crate::threads::Threads;
+
+/// The arguments, to be flattened into a command's.
+#[derive(clap::Args)]
+pub(crate) struct PromptedArgs {
+    /// The model; without one, the small one that ships.
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// The prompt as token ids.
+    #[arg(long, value_name = "ID,..", value_delimiter = ',', conflicts_with_all = ["prompt", "file", "stdin"])]
+    ids: Vec<u32>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// How backends are built.
+#[derive(clap::Args)]
+pub(crate) struct ComputeArgs {
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    activations: ActivationsArg,
+    #[command(flatten)]
+    kernels: KernelCache,
+}
+
+/// A model that was opened, and a prompt that it can run.
+pub(crate) struct Prompted {
+    /// How messages call the model.
+    pub(crate) name: String,
+    pub(crate) model: Arc<Model>,
+    pub(crate) ids: Vec<u32>,
+    file: File,
+    compute: ComputeArgs,
+}
+
+impl ComputeArgs {
+    pub(crate) fn activations(&self) -> Activations {
+        self.activations.value()
+    }
+
+    /// A backend for `sequences` of `context` positions.
+    pub(crate) fn place(
+        &self,
+        model: &Arc<Model>,
+        device: Device,
+        context: usize,
+        sequences: usize,
+    ) -> Result<Placed, Failure> {
+        let request = Request {
+            context,
+            sequences,
+            threads: self.threads.count(),
+            activations: self.activations(),
+            kernels: self.kernels.folder(),
+        };
+        request.place_on(model, device)
+    }
+}
+
+impl PromptedArgs {
+    /// Opens the model, and turns the prompt into tokens as it stands, without the chat template.
+    pub(crate) fn open(mut self) -> Result<Prompted, Failure> {
+        self.prompt.take_dash(&mut self.model);
+        let name = source::name(&self.model);
+        let at = |failure: Failure| failure.at(&name);
+        let file = source::open(self.model.as_deref())?;
+        let model = Arc::new(Model::load(&file).map_err(|error| at(error.into()))?);
+        let ids = if self.ids.is_empty() {
+            let text = self.prompt.text()?;
+            // A file without a vocabulary will do for --ids.
+            let tokenizer = Tokenizer::from_metadata(file.metadata()).map_err(|error| at(error.into()))?;
+            engine::raw_prompt(&tokenizer, &text).map_err(|error| at(error.into()))?
+        } else {
+            self.ids
+        };
+        let (vocab, context) = (model.config.vocab, model.config.context);
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(at(Failure::new(format!(
+                "token id {id} is outside the vocabulary of {vocab} tokens"
+            ))));
+        }
+        if ids.len() > context {
+            let message =
+                format!("{} tokens, of a model that was made for at most {context} positions", ids.len());
+            return Err(at(Failure::new(message).hint("give a shorter prompt")));
+        }
+        Ok(Prompted { name, model, ids, file, compute: self.compute })
+    }
+}
+
+impl Prompted {
+    pub(crate) fn activations(&self) -> Activations {
+        self.compute.activations()
+    }
+
+    /// A backend on which the prompt can be run, beside as many others as make `sequences`.
+    pub(crate) fn place(&self, device: Device, sequences: usize) -> Result<Placed, Failure> {
+        self.compute.place(&self.model, device, self.ids.len(), sequences)
+    }
+
+    /// Fails where the model's file was cut short or replaced meanwhile: then the figures are of no one's model.
+    pub(crate) fn check_unchanged(&self) -> Result<(), Failure> {
+        Ok(self.file.check_unchanged()?)
+    }
+}
+
+impl From<parity::DumpError> for Failure {
+    fn from(error: parity::DumpError) -> Failure {
+        let hint = match &error {
+            parity::DumpError::OtherModel { .. } => "name the model that was traced, or trace this one",
+            parity::DumpError::OtherPrompt { .. } => {
+                "give the prompt that was traced: its ids are in manifest.json"
+            }
+            _ => return Failure::new(error),
+        };
+        Failure::new(&error).hint(hint)
+    }
+}
+
+impl From<parity::BisectError> for Failure {
+    fn from(error: parity::BisectError) -> Failure {
+        match error {
+            parity::BisectError::Dump(error) => error.into(),
+            parity::BisectError::Side { side, source } => Failure::from(source).at(side),
+            _ => Failure::new(error),
+        }
+    }
+}
+
+impl From<parity::ReproductionError> for Failure {
+    fn from(error: parity::ReproductionError) -> Failure {
+        match error {
+            parity::ReproductionError::Fault(fault) => fault.into(),
+            _ => Failure::new(error),
+        }
+    }
+}
