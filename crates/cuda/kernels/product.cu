@@ -144,7 +144,8 @@ template <class S> struct Block {
     const Job& job;
     u8* ring;      // [stages][SLOTS]: [ROW_TILES] tiles' slots, then a Panel
     float4* terms; // [ROW_TILES][SLOTS][2][J][32], if SLOTS > 1
-    u32* ids;      // [N]: the rows of `out`
+    u32* outs;     // [N]: the row of `out` that a column is
+    u32* ins;      // [N]: the row of `x` that it reads
     u32 slot_room, lane, warp_m, side, slot, slots, columns;
     Tile tile;
 
@@ -158,37 +159,39 @@ template <class S> struct Block {
         slot_room = S::ROW_TILES * job.weight_bytes + Panel<N>::BYTES;
         ring = shared;
         terms = (float4*)(ring + job.stages * S::SLOTS * slot_room);
-        ids = (u32*)(terms + (S::SLOTS > 1 ? S::ROW_TILES * S::SLOTS * 2 * S::J * 32 : 0));
+        outs = (u32*)(terms + (S::SLOTS > 1 ? S::ROW_TILES * S::SLOTS * 2 * S::J * 32 : 0));
+        ins = outs + N;
     }
 
-    __device__ __forceinline__ u8* weights(u32 stage, u32 slot) const {
-        return ring + (stage % job.stages * S::SLOTS + slot) * slot_room + warp_m * job.weight_bytes;
+    // Where a slot of the stage at `place` of the ring lies.
+    __device__ __forceinline__ u8* weights(u32 place, u32 slot) const {
+        return ring + (place * S::SLOTS + slot) * slot_room + warp_m * job.weight_bytes;
     }
-    __device__ __forceinline__ u8* panel(u32 stage, u32 slot) const {
-        return ring + (stage % job.stages * S::SLOTS + slot) * slot_room + S::ROW_TILES * job.weight_bytes;
+    __device__ __forceinline__ u8* panel(u32 place, u32 slot) const {
+        return ring + (place * S::SLOTS + slot) * slot_room + S::ROW_TILES * job.weight_bytes;
     }
 
     // The warp's tile of its slot of a stage.
-    __device__ __forceinline__ void load_weights(u32 stage) const {
+    __device__ __forceinline__ void load_weights(u32 stage, u32 place) const {
         const u32 b = stage * S::SLOTS + slot;
         if (!tile.active || b >= slots) return;
         const u64 start = (u64)b * tile.slot_bytes;
         const u32 bytes = (u32)min((u64)tile.slot_bytes, tile.bytes - start);
-        u8* to = weights(stage, slot);
+        u8* to = weights(place, slot);
         for (u32 i = (side * 32 + lane) * 16; i < bytes; i += S::WARPS_N * 512) async_copy16(to + i, tile.data + start + i);
     }
 
     // The activations of a slot of a stage, by the warps that work on it.
-    __device__ __forceinline__ void load_panel(u32 stage) const {
+    __device__ __forceinline__ void load_panel(u32 stage, u32 place) const {
         const u32 b = stage * S::SLOTS + slot;
         if (b >= slots) return;
         constexpr u32 THREADS = S::ROW_TILES * S::WARPS_N * 32;
         const u32 thread = threadIdx.x % THREADS, k = job.k, values = min(256u, k - b * 256);
-        u8* to = panel(stage, slot);
+        u8* to = panel(place, slot);
         for (u32 i = thread; i < columns * 16; i += THREADS) {
             const u32 column = i / 16, at = i % 16 * 16;
             if (at >= values) continue;
-            const u64 from = (u64)row_of(column) * k + b * 256 + at;
+            const u64 from = (u64)ins[column] * k + b * 256 + at;
             async_copy16(to + column * Panel<N>::PITCH + at, job.x.hi + from);
             if constexpr (PLANES == 2) async_copy16(to + Panel<N>::LOW + column * Panel<N>::PITCH + at, job.x.lo + from);
         }
@@ -196,18 +199,15 @@ template <class S> struct Block {
         u8* scales = to + Panel<N>::SCALES;
         if (k % 256 == 0) {
             for (u32 i = thread; i < columns * 4; i += THREADS)
-                async_copy16(sums + i * 16, job.x.sum + (u64)row_of(i / 4) * (k / 16) + b * 16 + i % 4 * 4);
-            for (u32 i = thread; i < columns; i += THREADS) async_copy4(scales + i * 4, job.x.scale + (u64)row_of(i) * (k / 256) + b);
+                async_copy16(sums + i * 16, job.x.sum + (u64)ins[i / 4] * (k / 16) + b * 16 + i % 4 * 4);
+            for (u32 i = thread; i < columns; i += THREADS) async_copy4(scales + i * 4, job.x.scale + (u64)ins[i] * (k / 256) + b);
         } else {
             for (u32 i = thread; i < columns * 16; i += THREADS)
-                if (i % 16 * 16 < values) async_copy4(sums + i * 4, job.x.sum + (u64)row_of(i / 16) * (k / 16) + b * 16 + i % 16);
+                if (i % 16 * 16 < values) async_copy4(sums + i * 4, job.x.sum + (u64)ins[i / 16] * (k / 16) + b * 16 + i % 16);
             for (u32 i = thread; i < columns * 8; i += THREADS)
-                if (i % 8 * 32 < values) async_copy4(scales + (i % 8 * N + i / 8) * 4, job.x.scale + (u64)row_of(i / 8) * (k / 32) + b * 8 + i % 8);
+                if (i % 8 * 32 < values) async_copy4(scales + (i % 8 * N + i / 8) * 4, job.x.scale + (u64)ins[i / 8] * (k / 32) + b * 8 + i % 8);
         }
     }
-
-    // The row of x that a column reads.
-    __device__ __forceinline__ u32 row_of(u32 column) const { return job.share > 1 ? ids[column] / job.share : ids[column]; }
 };
 
 // The sums that a warp owns: rows 16 (m + ..) of its tile, column tiles j + .. * WARPS_N.
@@ -239,26 +239,26 @@ template <class S> struct Owned {
     }
 };
 
-// Adds a stage's terms.
-template <class S> __device__ __forceinline__ void add_stage(const Block<S>& block, Owned<S>& own, u32 stage) {
+// Adds the terms of a stage, which lies at `place` of the ring.
+template <class S> __device__ __forceinline__ void add_stage(const Block<S>& block, Owned<S>& own, u32 stage, u32 place) {
     const Tile& tile = block.tile;
     const u32 first = stage * S::SLOTS;
     if (!is_super(tile.type)) {
         for (u32 i = 0; own.any && i < S::SLOTS && first + i < block.slots; i++)
-            small_slot<S>(tile.type, block.weights(stage, i), block.panel(stage, i), min(8u, block.job.k / 32 - (first + i) * 8), block.job.k % 256 == 0, own.m, own.j, own.sums);
+            small_slot<S>(tile.type, block.weights(place, i), block.panel(place, i), min(8u, block.job.k / 32 - (first + i) * 8), block.job.k % 256 == 0, own.m, own.j, own.sums);
         if constexpr (S::SLOTS > 1) __syncthreads();
         return;
     }
-    const bool here = tile.active && first + block.slot < block.slots;
+    // Column tiles of this warp that have columns.
+    const u32 tiles = (block.columns + 7) / 8, used = (tiles - min(tiles, block.side) + S::WARPS_N - 1) / S::WARPS_N;
+    const bool here = tile.active && used > 0 && first + block.slot < block.slots;
     if constexpr (S::SLOTS == 1) {
-        // Column tiles of this warp that have columns.
-        const u32 tiles = (block.columns + 7) / 8, used = (tiles - min(tiles, block.side) + S::WARPS_N - 1) / S::WARPS_N;
-        if (here && used > 0) super_slot<S>(tile.type, block.weights(stage, 0), block.panel(stage, 0), block.side, used, own.sums);
+        if (here) super_slot<S>(tile.type, block.weights(place, 0), block.panel(place, 0), block.side, used, own.sums);
     } else {
         float4* terms = block.terms + block.warp_m * S::SLOTS * 2 * S::J * 32 + block.lane;
         if (here) {
             f32 mine[2][S::J][4] = {};
-            super_slot<S>(tile.type, block.weights(stage, block.slot), block.panel(stage, block.slot), 0, S::J, mine);
+            super_slot<S>(tile.type, block.weights(place, block.slot), block.panel(place, block.slot), 0, used, mine);
 #pragma unroll
             for (u32 i = 0; i < 2 * S::J; i++) {
                 const f32* t = mine[i / S::J][i % S::J];
@@ -299,7 +299,7 @@ template <class S> __device__ __forceinline__ void finish(const Block<S>& block,
     const u32 epilogue = block.job.epilogue;
     if (S::ROW_TILES % 2 == 0 && epilogue == SWIGLU) swiglu<S>(block, own);
     own.each(block, [&](u32 m, u32 j, u32 c, u32 row, u32 column) {
-        f32* out = block.tile.out + (u64)block.ids[column] * block.tile.rows + row;
+        f32* out = block.tile.out + (u64)block.outs[column] * block.tile.rows + row;
         const f32 v = own.sums[m][j][c];
         if (epilogue == ADD) *out = __fadd_rn(*out, v);
         else if (epilogue == GATE) *out = __fmul_rn(silu(v), *out);
@@ -322,48 +322,60 @@ template <class S> __device__ __forceinline__ void product(const Job& job) {
         block.columns = min(S::COLUMNS, job.rows - first);
     }
     block.tile = find_tile(job, blockIdx.x * S::ROW_TILES + block.warp_m, expert);
-    for (u32 s = 0; s < ahead; s++) block.load_weights(s);
+    for (u32 s = 0; s < ahead; s++) block.load_weights(s, s);
     // Weights are the only thing that may be read before the kernels ahead have ended.
     if (job.share == 0) wait_dependencies();
-    for (u32 i = threadIdx.x; i < block.columns; i += S::WARPS * 32) block.ids[i] = job.share > 0 ? job.groups.pair[first + i] : first + i;
+    for (u32 i = threadIdx.x; i < block.columns; i += S::WARPS * 32) {
+        const u32 row = job.share > 0 ? job.groups.pair[first + i] : first + i;
+        block.outs[i] = row;
+        block.ins[i] = job.share > 1 ? row / job.share : row;
+    }
     __syncthreads();
 
     Owned<S> own(block);
     const u32 total = (block.slots + S::SLOTS - 1) / S::SLOTS;
     for (u32 s = 0; s + 1 < stages; s++) {
-        block.load_panel(s);
+        block.load_panel(s, s);
         async_commit();
     }
+    // The places of this stage and of the newest one.
+    u32 place = 0, newest = ahead % stages;
     for (u32 s = 0; s < total; s++) {
         if (stages == 1) {
-            // One stage: it is refilled when every warp has done with it.
+            // One place: it is filled again when every warp has done with it.
             if (s > 0) {
                 __syncthreads();
-                block.load_weights(s);
+                block.load_weights(s, 0);
             }
-            block.load_panel(s);
+            block.load_panel(s, 0);
             async_commit();
         }
         async_wait_but(stages > 1 ? stages - 2 : 0);
         __syncthreads();
         if (stages > 1) {
-            block.load_weights(s + ahead);
-            block.load_panel(s + ahead);
+            block.load_weights(s + ahead, newest);
+            block.load_panel(s + ahead, newest);
             async_commit();
         }
-        add_stage<S>(block, own, s);
+        add_stage<S>(block, own, s, place);
+        place = place + 1 == stages ? 0 : place + 1;
+        newest = newest + 1 == stages ? 0 : newest + 1;
     }
     async_wait<0>();
     finish<S>(block, own);
 }
 
 // Columns, row tiles, warps across columns, slots.
-extern "C" __global__ void __launch_bounds__(256, 2) product_8(const __grid_constant__ Job job) {
-    product<Shape<8, 2, 1, LARGE ? 4 : 2>>(job);
+typedef Shape<8, 2, 1, LARGE ? 4 : 2> Eight;
+typedef Shape<16, 2, 1, LARGE ? 4 : 2> Sixteen;
+typedef Shape<LARGE ? 64 : 32, 4, 2, 1> Many;
+
+extern "C" __global__ void __launch_bounds__(Eight::WARPS * 32, 2) product_8(const __grid_constant__ Job job) {
+    product<Eight>(job);
 }
-extern "C" __global__ void __launch_bounds__(256, 2) product_16(const __grid_constant__ Job job) {
-    product<Shape<16, 2, 1, LARGE ? 4 : 2>>(job);
+extern "C" __global__ void __launch_bounds__(Sixteen::WARPS * 32, 2) product_16(const __grid_constant__ Job job) {
+    product<Sixteen>(job);
 }
-extern "C" __global__ void __launch_bounds__(256, 1) product_64(const __grid_constant__ Job job) {
-    product<Shape<LARGE ? 64 : 32, 4, 2, 1>>(job);
+extern "C" __global__ void __launch_bounds__(Many::WARPS * 32, 1) product_64(const __grid_constant__ Job job) {
+    product<Many>(job);
 }

@@ -37,26 +37,32 @@ __device__ __forceinline__ void minimum_sums(const u32 (&minima)[2], const u32 (
     }
 }
 
-// H and L of one output (PLANES == 1: H alone) from the accumulators of weight planes.
-template <u32 T> __device__ __forceinline__ f32 joined(const i32 (&acc)[WEIGHT_PLANES<T> * PLANES][4], u32 i) {
+// F of one output from the accumulators of PARTS weight planes.
+template <u32 PARTS, bool NEGATED> __device__ __forceinline__ f32 joined(const i32 (&acc)[PARTS * PLANES][4], u32 i) {
     i32 sum[PLANES];
 #pragma unroll
     for (u32 p = 0; p < PLANES; p++) {
         sum[p] = acc[p][i];
-        if constexpr (WEIGHT_PLANES<T> == 2) sum[p] += acc[PLANES + p][i] * 256;
-        if constexpr (NEGATED<T>) sum[p] = -sum[p];
+        if constexpr (PARTS == 2) sum[p] += acc[PLANES + p][i] * 256;
+        if constexpr (NEGATED) sum[p] = -sum[p];
     }
     if constexpr (PLANES == 2) return join(sum[0], sum[1]);
     else return __int2float_rn(sum[0]);
 }
 
+// With few column tiles, opening weights takes longer than multiplying them. So where a scale covers the 32 values of an
+// instruction, codes are multiplied as they are, in half the instructions, and their sums by the scale.
+template <u32 T, u32 J> constexpr bool SCALED_AFTER = J <= 2 && (T == T_Q4K || T == T_Q5K);
+
 // Adds one super-block's terms to sums[m][j][c]: rows 16 m.. of the tile, column tile first + j * STRIDE.
 template <u32 T, u32 N, u32 J, u32 STRIDE, u32 ALL>
 __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32 first, f32 (&sums)[2][ALL][4]) {
     const u32 row = fragment_row();
-    i32 acc[2][J][WEIGHT_PLANES<T> * PLANES][4];
+    constexpr bool AFTER = SCALED_AFTER<T, J>;
+    constexpr u32 PARTS = AFTER ? 1 : WEIGHT_PLANES<T>;
+    i32 acc[2][J][PARTS * PLANES][4];
 #pragma unroll
-    for (u32 i = 0; i < 2 * J * WEIGHT_PLANES<T> * PLANES * 4; i++) (&acc[0][0][0][0])[i] = 0;
+    for (u32 i = 0; i < 2 * J * PARTS * PLANES * 4; i++) (&acc[0][0][0][0])[i] = 0;
 
     const u8* b_row = matrix_row<N>(panel) + first * 8 * Panel<N>::PITCH;
 #pragma unroll 1
@@ -68,7 +74,10 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
         for (u32 s = 0; s < 4; s++) {
             u32 a[2][2][4];
 #pragma unroll
-            for (u32 m = 0; m < 2; m++) open_super<T>(column, row + 16 * m, h, s, scales[m], a[m]);
+            for (u32 m = 0; m < 2; m++) {
+                if constexpr (AFTER) open_codes<T>(column, row + 16 * m, h, s, a[m][0]);
+                else open_super<T>(column, row + 16 * m, h, s, scales[m], a[m]);
+            }
 #pragma unroll
             for (u32 j = 0; j < J; j++) {
                 u32 b[2 * PLANES];
@@ -76,12 +85,17 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
 #pragma unroll
                 for (u32 m = 0; m < 2; m++)
 #pragma unroll
-                    for (u32 w = 0; w < WEIGHT_PLANES<T>; w++)
+                    for (u32 p = 0; p < PLANES; p++) {
+                        if constexpr (AFTER) {
+                            i32 dot[4] = {};
+                            mma_k32<false>(dot, a[m][0], b[2 * p], b[2 * p + 1]);
 #pragma unroll
-                        for (u32 p = 0; p < PLANES; p++)
-                            // Once unrolled, which plane it is is known.
-                            if (SIGNED<T> && w == WEIGHT_PLANES<T> - 1) mma_k32<true>(acc[m][j][w * PLANES + p], a[m][w], b[2 * p], b[2 * p + 1]);
-                            else mma_k32<false>(acc[m][j][w * PLANES + p], a[m][w], b[2 * p], b[2 * p + 1]);
+                            for (u32 i = 0; i < 4; i++) acc[m][j][p][i] += factor<T>(scales[m][i / 2], s, 0) * dot[i];
+                        } else {
+                            mma_k32<SIGNED<T> && PARTS == 1>(acc[m][j][p], a[m][0], b[2 * p], b[2 * p + 1]);
+                            if constexpr (PARTS == 2) mma_k32<SIGNED<T>>(acc[m][j][PLANES + p], a[m][1], b[2 * p], b[2 * p + 1]);
+                        }
+                    }
             }
         }
     }
@@ -105,7 +119,7 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
             if constexpr (HAS_MINIMUM<T>) minimum_sums(minimum[m], planes, g);
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                f32 term = __fmul_rn(d[m][i / 2].x, joined<T>(acc[m][j], i));
+                f32 term = __fmul_rn(d[m][i / 2].x, joined<PARTS, NEGATED<T>>(acc[m][j], i));
                 // Without minima the rule subtracts +0, which changes no bit.
                 if constexpr (HAS_MINIMUM<T>) term = __fsub_rn(term, __fmul_rn(d[m][i / 2].y, __int2float_rn(g[i])));
                 sums[m][j][i] = __fadd_rn(sums[m][j][i], __fmul_rn(i % 2 ? s.y : s.x, term));

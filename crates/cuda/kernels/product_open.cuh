@@ -91,14 +91,25 @@ template <u32 T> __device__ __forceinline__ void multiply(u32 w, i32 c, u32& low
         low = w * (u32)c;
         return;
     }
-    constexpr i32 BIAS = T == T_Q6K ? 32 : T == T_Q3K ? 4 : 0;
-    const u32 offset = SIGNED<T> ? (u32)(0x8000 - BIAS * c) * 0x10001u : 0;
+    // (2^15 - bias c) in both halves.
+    constexpr u32 BIAS = T == T_Q6K ? 32 : T == T_Q3K ? 4 : 0;
+    const u32 offset = SIGNED<T> ? 0x80008000u - (u32)c * (BIAS * 0x10001u) : 0;
     const u32 even = __byte_perm(w, 0, 0x4240) * (u32)c + offset, odd = __byte_perm(w, 0, 0x4341) * (u32)c + offset;
     low = __byte_perm(even, odd, 0x6240);
     if constexpr (WEIGHT_PLANES<T> == 2) high = __byte_perm(even, odd, 0x7351) ^ (SIGNED<T> ? 0x80808080u : 0);
 }
 
-// The A fragments of weights 128 h + 32 s.. in planes.
+// The A fragment of the codes of weights 128 h + 32 s.., unsigned.
+template <u32 T> __device__ __forceinline__ void open_codes(const u8* column, u32 row, u32 h, u32 s, u32 (&a)[4]) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 w[2];
+        codes<T>(column, row, h, s, half, w);
+        a[2 * half] = w[0], a[2 * half + 1] = w[1];
+    }
+}
+
+// The A fragments of weights 128 h + 32 s.. times their scales, in planes.
 template <u32 T>
 __device__ __forceinline__ void open_super(const u8* column, u32 row, u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
 #pragma unroll
@@ -144,16 +155,16 @@ template <u32 T> __device__ __forceinline__ void open_small(const u8* column, u3
         u32 rest[2];
         words(column, L::QS + 1, row, rest);
         a[0] = w[0], a[1] = w[1], a[2] = rest[0], a[3] = rest[1];
-        return;
-    }
+    } else {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        a[i] = w[i % 2] >> (i / 2 * 4) & 0x0f0f0f0f;
-        if constexpr (T == T_Q5_0 || T == T_Q5_1) {
-            const u32 bits = shared_word(column + L::QH + (row + i % 2 * 8) * 4) >> (i / 2 * 16 + fragment_quad() * 4) & 15;
-            // Copies of the four bits, each shifted so that one of them lands in the place of a byte.
-            a[i] |= (bits * 0x00204081u & 0x01010101) << 4;
+        for (u32 i = 0; i < 4; i++) {
+            a[i] = w[i % 2] >> (i / 2 * 4) & 0x0f0f0f0f;
+            if constexpr (T == T_Q5_0 || T == T_Q5_1) {
+                const u32 bits = shared_word(column + L::QH + (row + i % 2 * 8) * 4) >> (i / 2 * 16 + fragment_quad() * 4) & 15;
+                // Copies of the four bits, each shifted so that one of them lands in the place of a byte.
+                a[i] |= (bits * 0x00204081u & 0x01010101) << 4;
+            }
+            if constexpr (T == T_Q4_0 || T == T_Q5_0) a[i] = less(a[i], T == T_Q4_0 ? 8 : 16);
         }
-        if constexpr (T == T_Q4_0 || T == T_Q5_0) a[i] = less(a[i], T == T_Q4_0 ? 8 : 16);
     }
 }

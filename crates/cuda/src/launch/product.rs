@@ -13,7 +13,7 @@ use crate::weights::{Matrix, MatrixArg};
 use crate::{Cuda, Error};
 
 pub(crate) const UNIT: UnitOf = ("product.cu", &["product_8", "product_16", "product_64"]);
-pub(crate) const UNIT_FLOAT: UnitOf = ("float_product.cu", &["float_product"]);
+pub(crate) const UNIT_FLOAT: UnitOf = ("float_product.cu", &["float_product_narrow", "float_product_wide"]);
 
 /// What is done with a product `v`: the twin of `Epilogue` in the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,49 @@ struct Job {
 // SAFETY: `repr(C)`, the fields of the twin.
 unsafe impl Argument for Job {}
 
+/// The twin of `Job` in float_product.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FloatJob {
+    matrix: MatrixArg,
+    x: Ptr,
+    out: Ptr,
+    groups: GroupsArg,
+    k: u32,
+    rows: u32,
+    share: u32,
+    epilogue: u32,
+}
+// SAFETY: `repr(C)`, the fields of the twin.
+unsafe impl Argument for FloatJob {}
+
+/// What a block of float_product.cu takes: the twin of `Shape` there.
+#[derive(Debug, Clone, Copy)]
+struct FloatTiling {
+    kernel: &'static str,
+    /// Of weights.
+    rows: usize,
+    columns: usize,
+    threads: usize,
+}
+
+impl FloatTiling {
+    const NARROW: FloatTiling =
+        FloatTiling { kernel: "float_product_narrow", rows: 4, columns: 8, threads: 128 };
+    const WIDE: FloatTiling =
+        FloatTiling { kernel: "float_product_wide", rows: 32, columns: 16, threads: 256 };
+
+    fn for_rows(rows: usize, weights: usize, processors: usize) -> FloatTiling {
+        let wide = FloatTiling::WIDE;
+        let blocks = weights.div_ceil(wide.rows) * rows.div_ceil(wide.columns);
+        if rows >= wide.columns && 2 * blocks >= processors { wide } else { FloatTiling::NARROW }
+    }
+
+    fn for_pairs(mean: usize) -> FloatTiling {
+        if mean >= FloatTiling::WIDE.columns { FloatTiling::WIDE } else { FloatTiling::NARROW }
+    }
+}
+
 /// The twin of `Shape` in product.cu, and the kernel of that shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tiling {
@@ -84,20 +127,52 @@ struct Tiling {
 }
 
 impl Tiling {
-    /// For about `columns` columns to a matrix, on a GPU with more than 99 KB of shared memory to a block or not.
-    fn of(columns: usize, large: bool) -> Tiling {
-        let few = |kernel, columns| {
-            let slots = if large { 4 } else { 2 };
-            Tiling { kernel, columns, row_tiles: 2, sides: 1, slots }
-        };
-        match columns {
-            0..=8 => few("product_8", 8),
-            9..=16 => few("product_16", 16),
-            _ => {
-                let columns = if large { 64 } else { 32 };
-                Tiling { kernel: "product_64", columns, row_tiles: 4, sides: 2, slots: 1 }
-            }
+    /// Few columns: the warps of a block share out k instead, so that few blocks keep much memory under way.
+    fn few(columns: usize, large: bool) -> Tiling {
+        let kernel = if columns == 8 { "product_8" } else { "product_16" };
+        Tiling { kernel, columns, row_tiles: 2, sides: 1, slots: if large { 4 } else { 2 } }
+    }
+
+    fn many(large: bool) -> Tiling {
+        let columns = if large { 64 } else { 32 };
+        Tiling { kernel: "product_64", columns, row_tiles: 4, sides: 2, slots: 1 }
+    }
+
+    /// For `rows` rows of activations and `tiles` tiles of weights, where a block has more than 99 KB of shared memory
+    /// (`large`) or not.
+    fn for_rows(rows: usize, tiles: usize, processors: usize, large: bool) -> Tiling {
+        let many = Tiling::many(large);
+        match rows {
+            0..=8 => Tiling::few(8, large),
+            // The widest shape does the least work for an output, but takes all of k one slot after the other: only
+            // worth it where there are blocks for most processors.
+            9.. if rows > 16 && 4 * many.blocks(tiles, rows) >= 3 * processors => many,
+            _ => Tiling::few(16, large),
         }
+    }
+
+    /// For pairs, `mean` of them to an expert: some experts have twice as many, and two groups of columns then.
+    fn for_pairs(mean: usize, large: bool) -> Tiling {
+        match mean {
+            0..=5 => Tiling::few(8, large),
+            6..=12 => Tiling::few(16, large),
+            _ => Tiling::many(large),
+        }
+    }
+
+    /// Blocks of threads for so many tiles of weights and columns.
+    fn blocks(self, tiles: usize, columns: usize) -> usize {
+        tiles.div_ceil(self.row_tiles) * columns.div_ceil(self.columns)
+    }
+
+    /// How many stages to keep in `limit` bytes of shared memory for rows of `k` values: one more than there are, so that
+    /// all are under way at once; but where blocks outnumber processors (`crowded`), what leaves room for two blocks,
+    /// which hide each other's beginnings and ends.
+    fn stages(self, k: usize, weight_bytes: usize, planes: usize, limit: usize, crowded: bool) -> usize {
+        let steps = k.div_ceil(SLOT).div_ceil(self.slots);
+        let most = if steps == 1 { 1 } else { (steps + 1).min(MAX_STAGES) };
+        let limit = if crowded && self.slots > 1 { limit / 2 } else { limit };
+        (1..=most).rev().find(|&n| self.shared(n, weight_bytes, planes) <= limit).unwrap_or(1)
     }
 
     fn threads(self) -> usize {
@@ -117,7 +192,7 @@ impl Tiling {
         } else {
             0
         };
-        stages * self.slots * room + terms + 4 * self.columns
+        stages * self.slots * room + terms + 8 * self.columns
     }
 }
 
@@ -152,7 +227,7 @@ impl Cuda {
 
     /// Columns to a tile of pairs: what `Cuda::group` is to make for the products of `pairs` pairs.
     pub(crate) fn group_columns(&self, pairs: usize) -> usize {
-        self.tiling(Columns::Pairs { count: pairs, share: 1 }).columns
+        self.tiling(Columns::Pairs { count: pairs, share: 1 }, 0).columns
     }
 
     /// The products of up to three matrices with the same rows, all quantised ones in one launch.
@@ -169,15 +244,13 @@ impl Cuda {
         float.iter().try_for_each(|(w, out)| self.float_product(w, *out, x, epilogue))
     }
 
-    fn tiling(&self, columns: Columns) -> Tiling {
+    /// The shape for these columns and, where they are rows, `tiles` tiles of weights.
+    fn tiling(&self, columns: Columns, tiles: usize) -> Tiling {
         let large = shared_memory(self.device.gpu.arch) > 99 << 10;
-        Tiling::of(
-            match columns {
-                Columns::Rows(rows) => rows,
-                Columns::Pairs { count, .. } => count.div_ceil(self.experts()),
-            },
-            large,
-        )
+        match columns {
+            Columns::Rows(rows) => Tiling::for_rows(rows, tiles, self.device.gpu.processors, large),
+            Columns::Pairs { count, .. } => Tiling::for_pairs(count.div_ceil(self.experts()), large),
+        }
     }
 
     fn experts(&self) -> usize {
@@ -202,14 +275,15 @@ impl Cuda {
         epilogue: Epilogue,
     ) -> Result<(), Error> {
         let (first, _) = list[0];
-        let tiling = self.tiling(x.columns);
+        let tiles: usize = list.iter().map(|(w, _)| w.rows.div_ceil(crate::layout::TILE)).sum();
+        let tiling = self.tiling(x.columns, tiles);
         let planes = if self.activations == Activations::A16 { 2 } else { 1 };
         let weight_bytes = list.iter().map(|(w, _)| slot_bytes(w.dtype)).max().unwrap_or(0);
+        let (across, groups) =
+            (tiles.div_ceil(tiling.row_tiles), self.column_groups(x.columns, tiling.columns));
+        let crowded = across * groups > self.device.gpu.processors;
         let limit = shared_memory(self.device.gpu.arch);
-        // One stage more than there are: then everything is under way at once.
-        let steps = first.k.div_ceil(SLOT).div_ceil(tiling.slots) + 1;
-        let fits = |&stages: &usize| tiling.shared(stages, weight_bytes, planes) <= limit;
-        let stages = (1..=steps.min(MAX_STAGES)).rev().find(fits).unwrap_or(1);
+        let stages = tiling.stages(first.k, weight_bytes, planes, limit, crowded);
         let shared = tiling.shared(stages, weight_bytes, planes);
         let (rows, share) = match x.columns {
             Columns::Rows(rows) => (rows, 0),
@@ -229,40 +303,87 @@ impl Cuda {
             weight_bytes: size(weight_bytes),
             stages: size(stages),
         };
-        let tiles: usize = list.iter().map(|(w, _)| w.rows.div_ceil(crate::layout::TILE)).sum();
-        let groups = self.column_groups(x.columns, tiling.columns);
         let shape = Shape::new(0, size(tiling.threads())).shared(shared);
         let function = self.kernels.get(tiling.kernel);
-        function.allow_shared(shared)?;
-        function.launch(
-            &self.device,
-            shape.grid(tiles.div_ceil(tiling.row_tiles), groups, 1),
-            Arguments::default().push(job),
-        )
+        function.launch(&self.device, shape.grid(across, groups, 1), Arguments::default().push(job))
     }
 
     fn float_product(&self, w: &Matrix, out: Ptr, x: Input<'_>, epilogue: Epilogue) -> Result<(), Error> {
-        /// `COLUMNS`, `ROWS` and `WARPS` of float_product.cu.
-        const COLUMNS: usize = 8;
-        const ROWS: usize = 4;
-        const WARPS: usize = 4;
         assert!(epilogue != Epilogue::SwiGlu, "two matrices of one launch are both quantised");
-        // Pairs come in the tiles that `group` made; rows in as many columns as a warp takes at once.
-        let (rows, share, width) = match x.columns {
-            Columns::Rows(rows) => (rows, 0, COLUMNS),
-            Columns::Pairs { share, .. } => (0, share, self.tiling(x.columns).columns),
+        let tiling = match x.columns {
+            Columns::Rows(rows) => FloatTiling::for_rows(rows, w.rows, self.device.gpu.processors),
+            Columns::Pairs { count, .. } => FloatTiling::for_pairs(count.div_ceil(self.experts())),
         };
-        let arguments = Arguments::default()
-            .push(w.arg())
-            .push(x.float)
-            .push(out)
-            .push(self.buffers.groups.arg())
-            .push(size(w.k))
-            .push(size(rows))
-            .push(size(share))
-            .push(epilogue as u32);
+        // Pairs come in the tiles that `group` made, and a block walks one.
+        let (rows, share, width) = match x.columns {
+            Columns::Rows(rows) => (rows, 0, tiling.columns),
+            Columns::Pairs { share, .. } => (0, share, self.tiling(x.columns, 0).columns),
+        };
+        let job = FloatJob {
+            matrix: w.arg(),
+            x: x.float,
+            out,
+            groups: self.buffers.groups.arg(),
+            k: size(w.k),
+            rows: size(rows),
+            share: size(share),
+            epilogue: epilogue as u32,
+        };
         let groups = self.column_groups(x.columns, width);
-        let shape = Shape::new(0, size(32 * WARPS)).grid(w.rows.div_ceil(ROWS * WARPS), groups, 1);
-        self.kernels.get("float_product").launch(&self.device, shape, arguments)
+        let shape = Shape::new(0, size(tiling.threads)).grid(w.rows.div_ceil(tiling.rows), groups, 1);
+        self.kernels.get(tiling.kernel).launch(&self.device, shape, Arguments::default().push(job))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shape for rows of activations on an H200.
+    fn check(rows: usize, tiles: usize, kernel: &str) {
+        assert_eq!(Tiling::for_rows(rows, tiles, 132, true).kernel, kernel, "{rows} rows, {tiles} tiles");
+    }
+
+    #[test]
+    fn few_rows_share_out_k_until_many_fill_the_gpu() {
+        // Of the 30B-A3B shape: Q, K and V are 160 tiles, the output projection 64, the head 4,748.
+        check(1, 160, "product_8");
+        check(8, 4748, "product_8");
+        check(9, 4748, "product_16");
+        check(17, 4748, "product_64");
+        check(64, 160, "product_16");
+        check(64, 64, "product_16");
+        check(512, 160, "product_64");
+        check(256, 64, "product_16");
+        check(512, 64, "product_64");
+    }
+
+    #[test]
+    fn stages_fit_every_gpu() {
+        for arch in [80, 86, 87, 89, 90, 100, 103, 110, 120] {
+            let (limit, large) = (shared_memory(arch), shared_memory(arch) > 99 << 10);
+            for tiling in [Tiling::few(8, large), Tiling::few(16, large), Tiling::many(large)] {
+                for dtype in Dtype::ALL.into_iter().filter(|d| d.block_len() > 1) {
+                    for (k, crowded) in [(32, false), (768, true), (2048, true), (25_600, false)] {
+                        let stages = tiling.stages(k, slot_bytes(dtype), 2, limit, crowded);
+                        let shared = tiling.shared(stages, slot_bytes(dtype), 2);
+                        assert!(
+                            stages <= MAX_STAGES && shared <= limit,
+                            "{tiling:?} {dtype} {k} on sm_{arch}: {shared}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_blocks_share_a_processor_where_there_are_blocks_for_it() {
+        let (limit, q4) = (shared_memory(90), slot_bytes(Dtype::Q4K));
+        let few = Tiling::few(8, true);
+        assert_eq!([false, true].map(|crowded| few.stages(2048, q4, 2, limit, crowded)), [3, 1]);
+        assert_eq!([768, 4096].map(|k| few.stages(k, q4, 2, limit, false)), [1, 3]);
+        let many = [false, true].map(|crowded| Tiling::many(true).stages(2048, q4, 2, limit, crowded));
+        assert_eq!(many, [3, 3]);
     }
 }
