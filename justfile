@@ -15,6 +15,10 @@ check:
 gpu-test:
     cargo test -p cuda --release -- --ignored --test-threads 1
 
+# The GPU's kernels on the CPU, as they stand in crates/cuda/kernels.
+emulate *filter:
+    TALLY_EMULATED_KERNELS="{{justfile_directory()}}/crates/cuda/kernels" cargo test -p cuda --release --test emulated -- {{filter}}
+
 # Text from the model that ships.
 run prompt='fn main() {':
     cargo run --release -- run -p '{{prompt}}'

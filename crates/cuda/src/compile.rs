@@ -9,8 +9,8 @@ use cudarc::nvrtc::result::NvrtcError;
 use cudarc::nvrtc::sys;
 use sha2::{Digest, Sha256};
 
-use crate::driver::{Gpu, Place};
 use crate::Error;
+use crate::driver::{Gpu, Place};
 use emulated::Cxx;
 
 mod emulated;
@@ -81,7 +81,10 @@ pub struct Compiler {
 #[derive(Debug, Clone)]
 enum Target {
     /// Compute capability, times ten, and NVRTC's version.
-    Gpu { arch: u32, version: String },
+    Gpu {
+        arch: u32,
+        version: String,
+    },
     Emulator(Cxx),
 }
 

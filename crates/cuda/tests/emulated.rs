@@ -154,7 +154,12 @@ struct Fault {
 /// Faults of arithmetic, and of order: what is forgotten in these shows on a GPU now and then.
 const FAULTS: &[Fault] = &[
     // The scale of another sub-block.
-    Fault { file: "dot.cuh", right: "= s0 * even.v[i * 2] +", wrong: "= s1 * even.v[i * 2] +", says: "differ" },
+    Fault {
+        file: "dot.cuh",
+        right: "= s0 * even.v[i * 2] +",
+        wrong: "= s1 * even.v[i * 2] +",
+        says: "differ",
+    },
     Fault {
         file: "product_open.cuh",
         right: "return scales.x >> (8 * s) & 0xff;",
@@ -170,10 +175,20 @@ const FAULTS: &[Fault] = &[
         says: "differ",
     },
     // Warps that do not wait for one another.
-    Fault { file: "attend_split.cu", right: "barrier_sync(1 + tile_of_span, PARTS * 32);", wrong: "", says: "differ" },
+    Fault {
+        file: "attend_split.cu",
+        right: "barrier_sync(1 + tile_of_span, PARTS * 32);",
+        wrong: "",
+        says: "differ",
+    },
     Fault { file: "fixed.cu", right: "__syncthreads();", wrong: "", says: "differ" },
     // A kernel that reads what the one ahead may not have written.
-    Fault { file: "rope_store.cu", right: "wait_dependencies();", wrong: "", says: "without wait_dependencies()" },
+    Fault {
+        file: "rope_store.cu",
+        right: "wait_dependencies();",
+        wrong: "",
+        says: "without wait_dependencies()",
+    },
     // Half a warp at a shuffle.
     Fault {
         file: "decode_route.cu",
@@ -194,7 +209,10 @@ fn a_fault_in_a_kernel_is_noticed() {
         let arguments = ["--exact", "a_little_of_everything", "--ignored", "--nocapture"];
         let run = Command::new(test).args(arguments).env("TALLY_EMULATED_KERNELS", folder).output();
         let run = run.expect("a test that runs itself");
-        (run.status.success(), [run.stdout, run.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat())
+        (
+            run.status.success(),
+            [run.stdout, run.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat(),
+        )
     };
     let (passed, output) = run(&kernels);
     assert!(passed, "without a fault: {output}");

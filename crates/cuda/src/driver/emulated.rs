@@ -242,11 +242,9 @@ impl Emulator {
             let text = CStr::from_bytes_until_nul(&message).unwrap_or_default().to_string_lossy();
             return Err(failed(&kernel.name, text));
         }
-        for block in state.memory.values().filter(|block| !block.is_sound()) {
-            return Err(failed(
-                &kernel.name,
-                format!("it wrote outside an allocation of {} bytes", block.len()),
-            ));
+        if let Some(block) = state.memory.values().find(|block| !block.is_sound()) {
+            let text = format!("it wrote outside an allocation of {} bytes", block.len());
+            return Err(failed(&kernel.name, text));
         }
         state.launches += 1;
         Ok(())
