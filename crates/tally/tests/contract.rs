@@ -3,7 +3,6 @@
 mod process;
 
 use std::fs;
-use std::time::Instant;
 
 use process::{Directory, Outcome, tally};
 use serde_json::Value;
@@ -36,14 +35,14 @@ fn the_committed_contracts_are_valid() {
     );
 }
 
-/// What CI claims: everything that needs no GPU holds, and each of it was seen to fail. In half a minute.
+/// What CI claims: everything that needs no GPU holds, and each of it was seen to fail. In half a minute of one processor.
 #[test]
 fn everything_that_needs_no_gpu_holds_and_can_fail() {
     let directory = Directory::new();
     let evidence = directory.file("evidence");
-    let start = Instant::now();
     let held = executed(&evidence, &["run"]).ok();
-    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+    let seconds = processor_seconds();
+    assert!(seconds < 30.0, "{seconds} s");
     assert!(
         held.contains(" held, 0 refuted, ") && held.contains("-GPU-PARITY-001: not run: needs a GPU"),
         "{held}"
@@ -82,6 +81,19 @@ fn everything_that_needs_no_gpu_holds_and_can_fail() {
     assert!(ledger.contains("- [ ] bits"), "{ledger}");
 
     tampered_with(&evidence);
+}
+
+/// Processor time of all processes that this one waited for: unlike time on the wall it does not depend on who else works
+/// on the machine.
+fn processor_seconds() -> f64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: writes one `rusage`; all zeros is one, should it fail.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 /// Evidence that somebody edited, and evidence of another arithmetic.

@@ -1,6 +1,7 @@
 //! `tally contract`: contracts validated, executed, and what is known of them.
 
 mod agreement;
+mod faults;
 mod forward;
 mod gpu;
 mod lab;

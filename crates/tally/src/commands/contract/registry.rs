@@ -6,7 +6,7 @@ use contract::{
 };
 
 use super::lab::Lab;
-use super::{agreement, forward, gpu, quantised, reader};
+use super::{agreement, faults, forward, gpu, quantised, reader};
 
 type Function = fn(&mut Lab, &Parameters, Option<&str>) -> Verdict;
 
@@ -165,6 +165,29 @@ const CHECKS: &[(CheckSpec, Function)] = &[
             parts: OF_RUN,
         },
         agreement::observed,
+    ),
+    (
+        CheckSpec {
+            name: "faults.named",
+            about: "Plants every fault of the debugger's table (`tally faults`): each is named exactly.",
+            parameters: &[DEVICE, optional("at_least", Kind::Integer, "faults that must be in the table")],
+            faults: &[fault("mistaken", "the debugger takes each fault for the next one of the table")],
+            parts: &[Part::Arithmetic],
+        },
+        faults::named,
+    ),
+    (
+        CheckSpec {
+            name: "faults.accountable",
+            about: "Holds fixes to the table of faults: each names its fault's place, and planted again the fault is named.",
+            parameters: &[
+                DEVICE,
+                needed("fixes", Kind::Texts, "`FAULT: STAGE LAYER TENSOR`, `-` where there is none"),
+            ],
+            faults: &[fault("another-tensor", "the fixes blame ffn_gate_exps for what ffn_down_exps had")],
+            parts: &[Part::Arithmetic],
+        },
+        faults::accountable,
     ),
     (
         CheckSpec {
