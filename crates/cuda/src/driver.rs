@@ -21,7 +21,7 @@ pub enum Place {
     /// A GPU, as the driver counts them.
     Gpu(usize),
     /// The CPU, running the kernels' sources (`crates/cuda/emulator`): the bits of a GPU without one, for those who write
-    /// kernels. Thousands of times slower.
+    /// kernels. About a hundred times slower than the CPU backend.
     Emulated,
 }
 

@@ -67,7 +67,7 @@ pub(crate) enum Device {
     CpuScalar,
     /// A GPU, as the driver counts them.
     Cuda(usize),
-    /// The GPU's kernels on the CPU: for those who write kernels, thousands of times slower.
+    /// The GPU's kernels on the CPU: for those who write kernels, and slow.
     Emulated,
     /// Double precision: slow, and never equal in bits.
     Oracle,
