@@ -24,6 +24,8 @@ pub const FORMAT: &str = "tally-trace";
 pub const VERSION: u32 = 1;
 /// The manifest's name in its directory.
 pub const MANIFEST: &str = "manifest.json";
+/// What `tally report` writes beside it.
+pub const PAGE: &str = "report.html";
 
 /// By which rules the numbers came about; decides by what they may be judged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,7 +172,7 @@ pub fn write(dir: &Path, trace: &Trace, origin: Origin, prompt_ids: &[u32]) -> R
     let strange = fs::read_dir(dir).map_err(io_at(dir))?.flatten().any(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        !(name == MANIFEST || name.starts_with("step-") && name.ends_with(".safetensors"))
+        !(name == MANIFEST || name == PAGE || name.starts_with("step-") && name.ends_with(".safetensors"))
     });
     if strange {
         let why = "not empty, and more than a trace is in it: name a new directory".into();

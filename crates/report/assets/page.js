@@ -417,7 +417,7 @@
       section('What was run', h('dl', { class: 'values' },
         view.sides.map((side, i) => [h('dt', {}, compared ? sideNames[i] : 'device'), h('dd', {}, `${side.name}: ${side.rules}`)]),
         view.facts.map(([name, text]) => [h('dt', {}, name), h('dd', {}, text)]),
-        [h('dt', {}, 'runs'), h('dd', {}, view.runs.map((run) => run.name).reverse().join(', '))],
+        [h('dt', {}, 'runs'), h('dd', {}, view.runs.map((run) => run.name).join(', '))],
         view.skipped.map(([name, why]) => [h('dt', {}, 'left out'), h('dd', {}, `${name}: ${why}`)]),
         [h('dt', {}, 'prompt'), h('dd', {}, `${view.prompt_ids.length} tokens: ${view.prompt_ids.slice(0, 64).join(' ')}${view.prompt_ids.length > 64 ? ' …' : ''}`)])),
     ].filter(Boolean));

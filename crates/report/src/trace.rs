@@ -1,6 +1,7 @@
 //! A trace as a [`View`]: one side, whose statistics are drawn and whose values are read for histograms and routing.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use model::{Buffer, Stage};
 use parity::Summary;
@@ -11,11 +12,12 @@ use parity::trace::Entry;
 
 use crate::columns::columns;
 use crate::types::TypeMap;
-use crate::view::{Cell, Command, Run, Side, SideStats, Step, Tone, View, at, layered, rules, step};
+use crate::view::{Cell, Command, Run, Side, SideStats, Step, Tone, View, at, layered, rules, step, word};
 
 impl View {
-    /// Of a trace. Its tensors are read a step at a time; where statistics alone were kept, there are no histograms.
-    pub fn of_trace(dump: &Dump) -> Result<View, DumpError> {
+    /// Of a trace that lies in `dir`, as it was named. Its tensors are read a step at a time; where statistics alone were
+    /// kept, there are no histograms.
+    pub fn of_trace(dump: &Dump, dir: &Path) -> Result<View, DumpError> {
         let manifest = &dump.manifest;
         let origin = &manifest.origin;
         let mut steps = Vec::new();
@@ -40,6 +42,8 @@ impl View {
             vec![("model".into(), origin.model.clone()), ("made by".into(), origin.producer.clone())];
         facts.extend(origin.fingerprint.iter().map(|print| ("fingerprint".into(), print.clone())));
         facts.extend(origin.kernel_hash.iter().map(|hash| ("kernels".into(), hash.clone())));
+        let ids: Vec<_> = manifest.prompt_ids.iter().map(u32::to_string).collect();
+        let ids = ids.join(",");
         let layers = manifest.entries.iter().filter_map(|entry| entry.place.site.layer).max();
         Ok(View {
             tone: if first.is_some() { Tone::NonFinite } else { Tone::Trace },
@@ -62,8 +66,8 @@ impl View {
             types: TypeMap::default(),
             finding: None,
             reproduce: vec![Command {
-                about: "this run as one side of a comparison".into(),
-                line: "tally bisect MODEL --left cpu --right dump:DIR".into(),
+                about: "This run as one side of a comparison".into(),
+                line: format!("tally bisect MODEL --ids {ids} --left cpu --right dump:{}", word(dir)),
             }],
         })
     }

@@ -1,6 +1,7 @@
 //! What there is to show, whoever draws it: runs, their steps, and a cell for each buffer of each layer.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use model::{Buffer, Site, Stage};
 use parity::Place;
@@ -36,7 +37,7 @@ pub struct View {
     pub outside: Vec<Column>,
     /// Layers of the model, as far as is known.
     pub layers: usize,
-    /// The runs, the most telling one first.
+    /// The runs: those in which something is wrong, then the others, simplest first.
     pub runs: Vec<Run>,
     /// Ways of running that were left out, and why.
     pub skipped: Vec<(String, String)>,
@@ -172,9 +173,10 @@ pub struct Command {
 }
 
 impl View {
-    /// Of a bisection.
-    pub fn of(report: &Report) -> View {
-        let runs = report.runs.iter().rev().map(run).collect();
+    /// Of a bisection that lies in `dir`, as whoever is to replay it would name the directory.
+    pub fn of(report: &Report, dir: &Path) -> View {
+        let mut runs: Vec<Run> = report.runs.iter().map(run).collect();
+        runs.sort_by_key(|run| run.first.is_none()); // stable
         let seen = |stage, buffer| {
             report.runs.iter().flat_map(|run| &run.cells).any(|cell| at(&cell.place) == (stage, buffer))
         };
@@ -208,7 +210,7 @@ impl View {
                 .collect(),
             types: TypeMap::of(&report.types),
             finding: report.finding.clone(),
-            reproduce: reproduce(report),
+            reproduce: reproduce(report, dir),
         }
     }
 
@@ -257,15 +259,24 @@ pub(crate) fn rules(arithmetic: &Arithmetic) -> String {
     }
 }
 
-fn reproduce(report: &Report) -> Vec<Command> {
-    let again =
-        report.command.iter().map(|line| Command { about: "the bisection again".into(), line: line.clone() });
+fn reproduce(report: &Report, dir: &Path) -> Vec<Command> {
+    let again = report
+        .command
+        .iter()
+        .map(|line| Command { about: "The whole bisection again".into(), line: line.clone() });
     let file = report.finding.iter().filter_map(|finding| finding.reproduction.as_ref());
     let replay = file.map(|file| Command {
-        about: "that stage alone, from one small file, with no model at hand".into(),
-        line: format!("tally replay {file} --device {}", report.sides[1].name),
+        about: "That stage alone, from one small file, with no model at hand".into(),
+        line: format!("tally replay {} --device {}", word(&dir.join(file)), report.sides[1].name),
     });
     replay.chain(again).collect()
+}
+
+/// A path as a word of a shell.
+pub(crate) fn word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "-_./:,=@%+".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 fn run(run: &report::RunFacts) -> Run {

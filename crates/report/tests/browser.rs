@@ -28,6 +28,10 @@ impl Drop for Page {
     }
 }
 
+fn view(layers: usize, fault: Fault) -> View {
+    View::of(&report(layers, fault), Path::new("a directory"))
+}
+
 fn scratch() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
@@ -44,7 +48,7 @@ fn the_page_in_a_browser() {
         (2, Fault::None, None),
     ];
     for (i, (layers, fault, marked)) in cases.into_iter().enumerate() {
-        let page = Page::of(&format!("case-{i}"), &View::of(&report(layers, fault)));
+        let page = Page::of(&format!("case-{i}"), &view(layers, fault));
         chromium.open(&page.0, "");
         assert_eq!(chromium.complaints(), [""; 0], "{layers} {fault:?}");
         let count = |chromium: &mut Chromium, selector: &str| {
@@ -90,7 +94,7 @@ fn the_page_in_a_browser() {
 fn a_click_and_the_keyboard() {
     let Some(program) = chromium::found() else { return };
     let mut chromium = Chromium::start(&program, scratch(), [1300, 900]);
-    let page = Page::of("keys", &View::of(&report(48, Fault::Story)));
+    let page = Page::of("keys", &view(48, Fault::Story));
     chromium.open(&page.0, "");
     let shown = |chromium: &mut Chromium| {
         let value = chromium.value("document.querySelector('#grid [aria-selected=true]').dataset.cell");
@@ -176,7 +180,7 @@ fn pictures() {
     ];
     for (name, layers, fault) in cases {
         let mut chromium = Chromium::start(&program, scratch(), [1400, 1500]);
-        let page = Page::of(name, &View::of(&report(layers, fault)));
+        let page = Page::of(name, &view(layers, fault));
         for scheme in ["light", "dark"] {
             chromium.scheme(scheme);
             chromium.open(&page.0, "");

@@ -56,6 +56,8 @@ enum Command {
     Parity(parity::Args),
     /// Check contracts, execute their falsifiers, and say what is known of them.
     Contract(contract::Args),
+    /// Draw what a bisection or a trace found: a table here, and a page for a browser.
+    Report(report::Args),
     /// Write down what every stage of a run computed.
     Trace(trace::Args),
     /// Find where two runs part, say why, and cut out what shows it.
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => args.run(),
         Command::Parity(args) => args.run(),
         Command::Contract(args) => args.run(),
+        Command::Report(args) => args.run(),
         Command::Trace(args) => args.run(),
         Command::Bisect(args) => args.run(),
         Command::Replay(args) => args.run(),

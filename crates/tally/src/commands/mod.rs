@@ -13,6 +13,7 @@ pub(crate) mod perplexity;
 pub(crate) mod prewarm;
 pub(crate) mod quantize;
 pub(crate) mod replay;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod synth;
 pub(crate) mod tokenize;
