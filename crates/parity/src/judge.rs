@@ -12,7 +12,7 @@ pub enum Judge {
     /// The same rules: equality, every NaN taken as one.
     Bits,
     /// Different rules: an error relative to the root mean square of the line (a head, an expert's row, the residual
-    /// stream of a row) on the same inputs.
+    /// stream of a row; or of the median line, if that is larger) on the same inputs.
     Bounds {
         /// Of a stage that is a product.
         product: f64,
@@ -22,16 +22,18 @@ pub enum Judge {
 }
 
 /// From a deviation to a limit: the largest of thousands of errors lies about four deviations out, and a line may be
-/// four times as ill-conditioned as the lines that the deviations were measured on. Clean runs stay below a quarter of
-/// the limit (tests); a weight, row, lane or head that is wrong is off by the size of the line, a thousand times more.
-const MARGIN: f64 = 16.0;
+/// six times as ill-conditioned as those that the deviations were measured on (the value rows of an attention sink are:
+/// spikes in the input that cancel in the output). Clean runs of random and of trained models stay below half of the
+/// limit, which a test holds; a weight, row, lane or head that is wrong is off by the size of the line, hundreds of times
+/// more in the default arithmetic.
+const MARGIN: f64 = 24.0;
 
 /// The relative error of a product and of attention in one arithmetic (ARCHITECTURE.md, what it costs in accuracy;
-/// heavy-tailed activations). For f32 and f64: sums of a few thousand terms in f32, which outputs are stored in.
+/// spiked activations, which trained models have). For f32 and f64: sums of a few thousand terms in f32, which outputs are stored in.
 fn deviations(arithmetic: &Arithmetic) -> (f64, f64) {
     match arithmetic {
-        Arithmetic::Tally { activations } if activations == "a8" => (1.3e-2, 5.1e-4),
-        Arithmetic::Tally { .. } => (5.0e-5, 5.1e-4),
+        Arithmetic::Tally { activations } if activations == "a8" => (3.2e-2, 5.1e-4),
+        Arithmetic::Tally { .. } => (1.2e-4, 5.1e-4),
         Arithmetic::Float { precision } => match precision.as_str() {
             "f64" | "f32" => (1.0e-6, 1.0e-6),
             "f16" => (2.3e-4, 3.3e-4),
@@ -59,7 +61,7 @@ impl Judge {
             Judge::Bounds { product, attention } => format!(
                 "bounds: the sides follow different rules; each stage is given the same inputs, and a value may be off \
                  by {product:.1e} of its line's root mean square in a product and {attention:.1e} in attention: the \
-                 errors of the two arithmetics, times 4 for the largest of thousands, times 4 for lines worse \
+                 errors of the two arithmetics, times 4 for the largest of thousands, times 6 for lines worse \
                  conditioned than those the errors were measured on"
             ),
         }
@@ -88,10 +90,10 @@ impl Judge {
             let differs = |&i: &usize| canonical(left[i]) != canonical(right[i]);
             return (0..left.len()).filter(differs).collect();
         };
-        let lines = left.chunks(line.max(1)).zip(right.chunks(line.max(1))).enumerate();
+        let line = line.max(1);
+        let lines = left.chunks(line).zip(right.chunks(line)).zip(scales(left, line)).enumerate();
         lines
-            .flat_map(|(at, (left, right))| {
-                let rms = rms(left);
+            .flat_map(|(at, ((left, right), rms))| {
                 let off = move |(&l, &r): (&f32, &f32)| !(error(l, r, rms) <= limit);
                 let found: Vec<usize> = left
                     .iter()
@@ -107,12 +109,10 @@ impl Judge {
 
     /// The largest error, relative as in [`Judge::wrong`].
     pub fn error(left: &[f32], right: &[f32], line: usize) -> f64 {
-        let lines = left.chunks(line.max(1)).zip(right.chunks(line.max(1)));
+        let line = line.max(1);
+        let lines = left.chunks(line).zip(right.chunks(line)).zip(scales(left, line));
         lines
-            .flat_map(|(left, right)| {
-                let rms = rms(left);
-                left.iter().zip(right).map(move |(&l, &r)| error(l, r, rms))
-            })
+            .flat_map(|((left, right), rms)| left.iter().zip(right).map(move |(&l, &r)| error(l, r, rms)))
             // A NaN is the largest error of all.
             .fold(0.0, |max, e| if e > max || e.is_nan() { e } else { max })
     }
@@ -120,6 +120,17 @@ impl Judge {
 
 fn rms(line: &[f32]) -> f64 {
     (line.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / line.len() as f64).sqrt()
+}
+
+/// What each line's errors are relative to: its root mean square or, if that is more, the median of all lines'. A line may
+/// be small because what goes into it cancels (the values of an attention sink do), and then its errors do not.
+fn scales(values: &[f32], line: usize) -> Vec<f64> {
+    let own: Vec<f64> = values.chunks(line).map(rms).collect();
+    let mut sorted: Vec<f64> = own.iter().copied().filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    // A NaN stays one: `max` would drop it.
+    own.into_iter().map(|v| if v < median { median } else { v }).collect()
 }
 
 /// Zero for the same bits, whatever they are; NaN or infinite where one is no number and the other is.
@@ -198,8 +209,10 @@ mod tests {
         check(&[1.0, 2.0], &[1.0, 2.0], &[], &[]);
         check(&[1.0, 2.0], &[1.001, 2.0], &[0], &[]);
         check(&[1.0, 2.0], &[1.002, 2.0], &[0], &[0]);
-        // Relative to the line: the second line is a thousand times smaller.
-        check(&[1.0, 2.0, 1e-3, 2e-3], &[1.0, 2.0, 1e-3, 2.1e-3], &[3], &[3]);
+        // Relative to the line, or to what is common: of three lines one is a thousand times larger, one smaller.
+        let lines = [1e3, 2e3, 1.0, 2.0, 1e-3, 2e-3];
+        check(&lines, &[1e3, 2e3, 1.0, 2.1, 1e-3, 2.1e-3], &[3, 5], &[3]);
+        check(&lines, &[1e3, 2.1e3, 1.0, 2.0, 1e-3, 2.1e-2], &[1, 5], &[1, 5]);
         check(&[f32::NAN, 2.0], &[f32::NAN, 2.0], &[], &[]);
         check(&[1.0, 2.0], &[f32::NAN, 2.0], &[0], &[0]);
         check(&[1.0, f32::INFINITY], &[1.0, 3.0], &[1], &[1]);

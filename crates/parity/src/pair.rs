@@ -169,6 +169,7 @@ pub(crate) fn walk(
         unforced: 0,
         found: Found::default(),
         spoiled: BTreeMap::new(),
+        written: BTreeSet::new(),
         failed: None,
     };
     for (index, step) in steps.iter().enumerate() {
@@ -200,6 +201,8 @@ struct Pair<'a, 'b> {
     unforced: u32,
     found: Found,
     spoiled: BTreeMap<Buffer, Site>,
+    /// What a stage of this step has written: nothing else can be looked at.
+    written: BTreeSet<Buffer>,
     /// Why the forward was ended: it only knows faults.
     failed: Option<BisectError>,
 }
@@ -298,11 +301,12 @@ impl Pair<'_, '_> {
         if index != self.index {
             return Ok(());
         }
+        self.written.extend(site.stage.writes());
         for &buffer in target.stage.reads() {
             if site.stage.writes().contains(&buffer) {
                 self.spoiled.remove(&buffer);
             }
-            if self.spoiled.contains_key(&buffer) {
+            if !self.written.contains(&buffer) || self.spoiled.contains_key(&buffer) {
                 continue;
             }
             let (left, right) = (self.sides[0].look(buffer)?, self.sides[1].look(buffer)?);
@@ -442,6 +446,7 @@ impl Backend for Pair<'_, '_> {
         self.step.clone_from(step);
         self.unforced = 0;
         self.spoiled.clear();
+        self.written.clear();
         for i in 0..2 {
             if let Err(error) = self.sides[i].begin(self.index, step) {
                 self.failed = Some(error);
