@@ -141,11 +141,12 @@ pub enum EvidenceError {
 }
 
 impl Evidence {
-    /// The file's name: one for each falsifier and place, another for what was planted.
+    /// The file's name: one for each falsifier, place and named shape, another for what was planted.
     pub fn file_name(&self) -> String {
         let ground = self.provenance.r#where.name();
+        let shape = self.provenance.shape.as_ref().map_or(String::new(), |shape| format!(".{shape}"));
         let planted = if self.planted.is_some() { ".planted" } else { "" };
-        format!("{}.{ground}{planted}.json", self.falsifier)
+        format!("{}.{ground}{shape}{planted}.json", self.falsifier)
     }
 
     /// The text of a file, sealed.

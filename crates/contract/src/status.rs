@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{CheckCall, CheckSpec, Contract, Evidence, Falsifier, Ground, Outcome, Part};
 
-/// What is known of a falsifier, from the worst to the best; of a contract, the worst of its falsifiers.
+/// What is known of a falsifier or a contract, from the worst to the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
@@ -60,6 +60,8 @@ pub struct FalsifierStatus {
     pub id: String,
     /// What is known.
     pub status: Status,
+    /// The most that can be known: what neither runs on a GPU nor needs a model has no real shape to hold on.
+    pub at_most: Status,
     /// From what.
     pub because: String,
     /// The fault that made it fail, once; none if it was never seen to fail.
@@ -73,7 +75,7 @@ pub struct ContractStatus {
     pub id: String,
     /// Its version.
     pub version: u32,
-    /// The worst of its falsifiers.
+    /// The worst of its falsifiers, those aside that are at the most that can be known of them while others are better.
     pub status: Status,
     /// Each of them.
     pub falsifiers: Vec<FalsifierStatus>,
@@ -112,10 +114,17 @@ pub fn status(
     ContractStatus {
         id: contract.id.value.clone(),
         version: contract.version.value,
-        status: falsifiers.iter().map(|falsifier| falsifier.status).min().unwrap_or(Status::Proposed),
+        status: worst(&falsifiers),
         falsifiers,
         stages,
     }
+}
+
+fn worst(falsifiers: &[FalsifierStatus]) -> Status {
+    let worst = falsifiers.iter().map(|falsifier| falsifier.status).min().unwrap_or(Status::Proposed);
+    let mut can_be = falsifiers.iter().filter(|falsifier| falsifier.at_most == Status::Discharged).peekable();
+    let all_are = can_be.peek().is_some() && can_be.all(|falsifier| falsifier.status == Status::Discharged);
+    if worst == Status::AlgorithmLevel && all_are { Status::Discharged } else { worst }
 }
 
 fn falsifier_status(
@@ -125,16 +134,29 @@ fn falsifier_status(
     current: &Current,
     specs: &[CheckSpec],
 ) -> FalsifierStatus {
+    let spec_of = |call: &CheckCall| specs.iter().find(|spec| spec.name == call.name.value);
+    let at_most = match falsifier.check.as_ref().and_then(|call| Some((call, spec_of(call)?))) {
+        Some((call, spec)) if spec.depends_on(call, Part::Model) && contract.real_shape.is_none() => {
+            Status::AlgorithmLevel
+        }
+        Some((call, spec))
+            if !spec.depends_on(call, Part::Model) && !spec.depends_on(call, Part::Kernels) =>
+        {
+            Status::AlgorithmLevel
+        }
+        _ => Status::Discharged,
+    };
     let known = |status, because: String, seen_to_fail| FalsifierStatus {
         id: falsifier.id.value.clone(),
         status,
+        at_most,
         because,
         seen_to_fail,
     };
     let Some(call) = &falsifier.check else {
         return known(Status::Proposed, "no check exists".into(), None);
     };
-    let Some(spec) = specs.iter().find(|spec| spec.name == call.name.value) else {
+    let Some(spec) = spec_of(call) else {
         return known(Status::Proposed, format!("there is no check `{}`", call.name.value), None);
     };
     let same_check = |record: &&&Evidence| record.check == call.signature();

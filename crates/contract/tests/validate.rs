@@ -74,7 +74,7 @@ fn names_mean_something() {
         "name: finite",
         "name: finitude",
         "16:13",
-        "error: unknown check `finitude`; known are finite, equal",
+        "error: unknown check `finitude`; known are finite, equal, table",
     );
     check(
         "{ tokens: 3 }",

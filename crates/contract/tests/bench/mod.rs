@@ -60,7 +60,7 @@ const WITHIN: ParameterSpec =
 const DEVICE: ParameterSpec =
     ParameterSpec { name: "device", kind: Kind::Text, about: "Where.", required: false };
 
-pub(crate) const SPECS: [CheckSpec; 2] = [
+pub(crate) const SPECS: [CheckSpec; 3] = [
     CheckSpec {
         name: "finite",
         about: "Looks at every number.",
@@ -74,6 +74,13 @@ pub(crate) const SPECS: [CheckSpec; 2] = [
         parameters: &[DEVICE, WITHIN],
         faults: &[PlantedFault { name: "ulp", about: "A bit." }],
         parts: &[Part::Model, Part::Arithmetic],
+    },
+    CheckSpec {
+        name: "table",
+        about: "Looks things up.",
+        parameters: &[],
+        faults: &[PlantedFault { name: "typo", about: "A wrong entry." }],
+        parts: &[],
     },
 ];
 
@@ -125,7 +132,7 @@ impl Checks for Fake {
             kernel_hash: "k1".into(),
             model: Some(self.shape.into()),
             model_hash: Some("m1".into()),
-            shape: Some(self.shape.into()),
+            shape: (self.shape == "large").then(|| self.shape.into()),
             arithmetic: "a1".into(),
         })
     }

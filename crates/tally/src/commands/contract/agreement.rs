@@ -181,11 +181,7 @@ pub(super) fn repeats(lab: &mut Lab, parameters: &Parameters, fault: Option<&str
 
 /// Every stage of a prompt is captured, and capturing changes no bit.
 pub(super) fn observed(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>) -> Verdict {
-    if let Some(want) = parameters.text("shape")
-        && lab.shape() != Some(want)
-    {
-        return Err(Miss::unable(format!("needs a model of the shape {want}: pass --model")));
-    }
+    lab.of_shape(parameters)?;
     let n = count(parameters, "tokens");
     let config = lab.model().config;
     let step = Step::prefill(&tokens(7, n, config.vocab), 0, table(n));

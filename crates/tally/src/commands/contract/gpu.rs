@@ -32,6 +32,7 @@ fn of_driver(error: cuda::Error) -> Miss {
 pub(super) fn memory(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>) -> Verdict {
     let most = parameters.number("percent_at_most").unwrap_or(95.0);
     let context = count(parameters, "context");
+    lab.of_shape(parameters)?;
     let (mut backend, ready) = on_a_gpu(lab, Room::of(context))?;
     forward(&mut backend, &Step::prefill(&[1], 0, table(1))).map_err(broke)?;
     backend.logits().map_err(broke)?;
@@ -74,6 +75,7 @@ fn bytes_of_a_token(model: &Model) -> f64 {
 pub(super) fn throughput(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>) -> Verdict {
     let least = parameters.number("of_bound_at_least").unwrap_or(0.5);
     let n = count(parameters, "tokens");
+    lab.of_shape(parameters)?;
     let room = Room::of(WARM_UP + n + 8);
     let (mut backend, ready) = on_a_gpu(lab, room)?;
     if fault.is_some() {

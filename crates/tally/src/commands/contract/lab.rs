@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use contract::{Ground, Miss, Provenance};
+use contract::{Ground, Miss, Parameters, Provenance};
 use gguf::File;
 use model::{Backend, Config, Fault, Ffn, Model, Moe, Step, forward};
 use quant::fixed::Activations;
@@ -133,6 +133,16 @@ impl Lab {
     /// The named shape that it has.
     pub(super) fn shape(&self) -> Option<&'static str> {
         shape_of(&self.model.config)
+    }
+
+    /// Fails where a contract asks for a named shape and the model at hand has another.
+    pub(super) fn of_shape(&self, parameters: &Parameters) -> Result<(), Miss> {
+        match parameters.text("shape") {
+            Some(want) if self.shape() != Some(want) => {
+                Err(Miss::unable(format!("needs a model of the shape {want}: pass --model")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A file of the repository.

@@ -22,6 +22,7 @@ const DEVICE: ParameterSpec =
     optional("device", Kind::Text, "cpu, cpu-scalar, oracle, or gpu: that of --device [default: cpu]");
 const TOKENS: ParameterSpec = needed("tokens", Kind::Integer, "length of the prompt");
 const LENGTHS: ParameterSpec = needed("tokens", Kind::Integers, "lengths of prompts");
+const SHAPE: ParameterSpec = optional("shape", Kind::Text, "only for a model of this named shape");
 const COSINE: ParameterSpec =
     optional("cosine_at_least", Kind::Number, "of a row of logits [default: 0.9999]");
 const ERROR: ParameterSpec = optional("error_at_most", Kind::Number, "of a logit, in deviations of its row");
@@ -141,10 +142,10 @@ const CHECKS: &[(CheckSpec, Function)] = &[
     (
         CheckSpec {
             name: "agreement.types",
-            about: "Makes models in which any two of some types meet within a layer, and compares a device with the CPU: the same bits.",
+            about: "Makes models of the widths of the one at hand in which any two of some types meet within a layer, and compares a device with the CPU: the same bits.",
             parameters: &[DEVICE, TOKENS, needed("types", Kind::Texts, "tensor types")],
             faults: &[MISREAD],
-            parts: &[Part::Arithmetic],
+            parts: OF_RUN,
         },
         agreement::types,
     ),
@@ -155,7 +156,7 @@ const CHECKS: &[(CheckSpec, Function)] = &[
             parameters: &[
                 DEVICE,
                 TOKENS,
-                optional("shape", Kind::Text, "only for a model of this shape"),
+                SHAPE,
                 optional("seconds_at_most", Kind::Number, "of the observed run"),
             ],
             faults: &[
@@ -195,6 +196,7 @@ const CHECKS: &[(CheckSpec, Function)] = &[
             about: "Puts the model on the GPU and runs a token: how much of the card's memory is in use.",
             parameters: &[
                 needed("context", Kind::Integer, "positions that the cache has room for"),
+                SHAPE,
                 optional("percent_at_most", Kind::Number, "of the card's memory [default: 95]"),
             ],
             faults: &[fault("all-in-use", "the card has nothing free")],
@@ -206,7 +208,7 @@ const CHECKS: &[(CheckSpec, Function)] = &[
         CheckSpec {
             name: "gpu.throughput",
             about: "Generates one sequence: its speed as a part of what reading the weights at the memory's bandwidth allows.",
-            parameters: &[TOKENS, needed("of_bound_at_least", Kind::Number, "the part")],
+            parameters: &[TOKENS, SHAPE, needed("of_bound_at_least", Kind::Number, "the part")],
             faults: &[fault("slow", "every step takes a hundred milliseconds longer")],
             parts: OF_GPU,
         },
