@@ -94,7 +94,10 @@ impl Judge {
         let lines = left.chunks(line).zip(right.chunks(line)).zip(scales(left, line)).enumerate();
         lines
             .flat_map(|(at, ((left, right), rms))| {
-                let off = move |(&l, &r): (&f32, &f32)| !(error(l, r, rms) <= limit);
+                let off = move |(&l, &r): (&f32, &f32)| {
+                    let error = error(l, r, rms);
+                    error > limit || error.is_nan()
+                };
                 let found: Vec<usize> = left
                     .iter()
                     .zip(right)

@@ -43,6 +43,8 @@ fn every_fault_is_named_exactly() {
     assert!(missed.is_empty(), "{} of {} missed:\n{}", missed.len(), trials.len(), missed.join("\n"));
     let table = table(&trials);
     assert!(table.ends_with(&format!("\n{0} of {0} faults named exactly.\n", trials.len())), "{table}");
+    let written = include_str!("../../FAULTS.md");
+    assert_eq!(written, table, "`tally faults > crates/parity/FAULTS.md` writes it anew");
     assert!(trials.iter().all(|trial| trial.bisection.report.verdict.matches(". ").count() >= 1));
 }
 

@@ -1,0 +1,116 @@
+//! `tally trace`, `bisect`, `replay` and `faults`: what they write, what they name, exit codes by verdict.
+
+mod models;
+mod process;
+
+use std::fs;
+
+use models::{break_a_scale, tiny};
+use process::{Directory, tally};
+use serde_json::Value;
+
+const PROMPT: [&str; 2] = ["--ids", "1,2,3,4,5"];
+
+#[test]
+fn a_trace_and_what_is_compared_with_it() {
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    let trace = directory.file("trace");
+    let run = |command: &str, model: &str, rest: &[&str]| {
+        tally([command, model].into_iter().chain(PROMPT).chain(rest.iter().copied()))
+    };
+    let text = run("trace", &model, &["--out", &trace]).ok();
+    assert!(text.contains("buffers of 1 step"), "{text}");
+    let manifest = fs::read_to_string(format!("{trace}/manifest.json")).unwrap();
+    let value: Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!((&value["format"], &value["inside"]), (&"tally-trace".into(), &true.into()));
+    assert_eq!(value["prompt_ids"], serde_json::json!([1, 2, 3, 4, 5]));
+
+    let dump = format!("dump:{trace}");
+    let sides = |right: &str| ["--left".to_owned(), "cpu-scalar".into(), "--right".into(), right.into()];
+    let against = |model: &str, right: &str, more: &[&str]| {
+        let sides = sides(right);
+        let rest: Vec<&str> = sides.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        run("bisect", model, &rest)
+    };
+    for right in ["cpu", dump.as_str(), "oracle"] {
+        let text = against(&model, right, &[]).ok();
+        assert!(text.contains(&format!("cpu-scalar and {right} agree in all")), "{text}");
+    }
+
+    // Weights that are no numbers: another model, until the dump does not say so.
+    let broken = tiny(&directory, "broken.gguf", false);
+    break_a_scale(&broken);
+    let refused = against(&broken, &dump, &[]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains("a trace of another model") && refused.stderr.contains("hint:"),
+        "{refused:?}"
+    );
+    let anonymous: String = manifest.lines().filter(|line| !line.contains("\"fingerprint\"")).collect();
+    fs::write(format!("{trace}/manifest.json"), anonymous).unwrap();
+    let out = directory.file("out");
+    let found = against(&broken, &dump, &["--out", &out]);
+    assert_eq!(found.code, Some(3), "{found:?}");
+    let report: Value =
+        serde_json::from_str(&fs::read_to_string(format!("{out}/report.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&report["outcome"], &report["finding"]["class"]["kind"]),
+        (&"non_finite".into(), &"local".into())
+    );
+    assert!(
+        report["command"].as_str().is_some_and(|c| c.starts_with("tally bisect ")),
+        "{}",
+        report["command"]
+    );
+    assert!(found.stdout.contains("NaN left"), "{found:?}");
+}
+
+#[test]
+fn filters_and_statistics() {
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    let trace = directory.file("trace");
+    let run = |rest: &[&str]| {
+        tally(
+            ["trace", model.as_str(), "--out", trace.as_str()]
+                .into_iter()
+                .chain(PROMPT)
+                .chain(rest.iter().copied()),
+        )
+    };
+    run(&["--stats", "--layers", "0", "--stages", "moe_router,moe_ffn_out"]).ok();
+    let manifest: Value =
+        serde_json::from_str(&fs::read_to_string(format!("{trace}/manifest.json")).unwrap()).unwrap();
+    let entries = manifest["entries"].as_array().unwrap();
+    // What the router writes, and what the down projection does, its inside first.
+    assert_eq!(entries.len(), 4 + 2, "{entries:?}");
+    assert!(entries.iter().all(|e| e["layer"] == 0 && e["stats"]["nan"] == 0), "{entries:?}");
+    assert!(manifest["steps"][0].get("file").is_none());
+    assert_eq!(run(&["--layers", "99", "--stages", "qkv"]).code, Some(2));
+    assert_eq!(run(&["--stages", "kqv"]).code, Some(2));
+    // Statistics cannot stand in for a side.
+    run(&["--stats"]).ok();
+    let dump = format!("dump:{trace}");
+    let bisect = ["bisect", model.as_str(), "--left", "cpu", "--right", dump.as_str()];
+    let refused = tally(bisect.into_iter().chain(PROMPT));
+    assert!(refused.code == Some(1) && refused.stderr.contains("statistics alone"), "{refused:?}");
+}
+
+#[test]
+fn the_story_by_its_command() {
+    let text = tally(["faults", "--only", "one-kernel-for-all-types"]).ok();
+    assert!(text.contains("`blk.2.ffn_down_exps.weight` (Q4_K)"), "{text}");
+    assert!(text.ends_with("1 of 1 faults named exactly.\n"), "{text}");
+    assert_eq!(tally(["faults", "--only", "none"]).code, Some(2));
+}
+
+#[test]
+fn replay_refuses_what_is_no_reproduction() {
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    for path in [model, directory.file("absent")] {
+        let refused = tally(["replay", path.as_str()]);
+        assert!(refused.code == Some(1) && refused.stderr.contains(&path), "{refused:?}");
+    }
+}
