@@ -35,6 +35,17 @@ fn the_committed_contracts_are_valid() {
     );
 }
 
+/// Evidence that is committed was written by `tally contract run`, and what needs no GPU is there.
+#[test]
+fn the_committed_evidence_is_as_it_was_written() {
+    let status = contract(&["status", "--root", ROOT, "--json"]).json();
+    let contracts = status["contracts"].as_array().expect("a list");
+    let falsifiers = contracts.iter().flat_map(|contract| contract["falsifiers"].as_array().expect("a list"));
+    for falsifier in falsifiers.filter(|falsifier| falsifier["at_most"] == "algorithm-level") {
+        assert_eq!(falsifier["status"], "algorithm-level", "`tally contract run` again? {falsifier:#}");
+    }
+}
+
 /// What CI claims: everything that needs no GPU holds, and each of it was seen to fail. In half a minute of one processor.
 #[test]
 fn everything_that_needs_no_gpu_holds_and_can_fail() {

@@ -93,13 +93,14 @@ pub(super) fn router(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>
             let at = |what: String| Miss::failed(format!("layer {layer}, row {row}: {what}"));
             chosen(scores, ids).map_err(at)?;
             let sum: f64 = weights.iter().map(|&w| f64::from(w) / f64::from(moe.scale)).sum();
-            if moe.renormalise && !((sum - 1.0).abs() <= within) {
+            let off = (sum - 1.0).abs();
+            if moe.renormalise && (off.is_nan() || off > within) {
                 return Err(at(format!("the weights sum to {sum}, not to 1 within {within:e}")));
             }
             if !weights.is_sorted_by(|a, b| a >= b && *b > 0.0) {
                 return Err(at(format!("weights {weights:?} do not descend")));
             }
-            worst = worst.max((sum - 1.0).abs());
+            worst = worst.max(off);
             rows += 1;
         }
     }

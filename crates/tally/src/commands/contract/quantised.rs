@@ -85,7 +85,7 @@ pub(super) fn dot(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>) -
                     let (want, bound) = product(dtype, &row, &x[t * hidden..][..hidden]);
                     let got = got[t * router.rows() + n];
                     let error = (f64::from(got) - want).abs();
-                    if !(error <= bound) {
+                    if error.is_nan() || error > bound {
                         let why = format!(
                             "{dtype}, {hidden} values: {got} for {want}, off by more than {bound:.1e}"
                         );

@@ -44,7 +44,7 @@ impl Executed {
             let (id, seconds) = (&evidence.falsifier, evidence.seconds);
             output::line(format_args!("{id}: {word}{fault}, {seconds:.2} s: {}", output::printable(&said)))?;
         }
-        self.records.push(serde_json::to_value(&evidence).map_err(|error| Failure::new(error))?);
+        self.records.push(serde_json::to_value(&evidence).map_err(Failure::new)?);
         Ok(())
     }
 
