@@ -35,3 +35,9 @@ fuzz:
 picture:
     cargo run --release -- synth qwen3-30b-a3b out/narrow.gguf --hidden 256 --heads 2 --kv-heads 1 --expert-width 256 --experts 16 --vocab 300
     cargo run --release -- inspect out/narrow.gguf --json | python3 tools/picture/type_map.py > tools/picture/q4_k_m.svg
+
+# The README's pictures of a report, the layer-6 story over 48 layers in Q4_K_M, by Chromium.
+screenshots:
+    cargo test -p report --release --test browser -- --ignored pictures
+    base64 -d target/tmp/story-light.png.base64 > docs/report-light.png
+    base64 -d target/tmp/story-dark.png.base64 > docs/report-dark.png

@@ -217,6 +217,7 @@ def write(out: Path, seen: dict[str, torch.Tensor], ids: list[int], name: str, d
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{out}: {len(keys)} buffers of {len(ids)} tokens, {(out / STEP_FILE).stat().st_size:,} bytes")
+    print(f"--ids {','.join(map(str, ids))}")
 
 
 def token_ids(text: str) -> list[int]:

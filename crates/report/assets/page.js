@@ -197,8 +197,8 @@
       pick('step', run.steps.map(stepName), state.step, (i) => { state.step = i; state.cell = run.first?.[0] === i ? run.first[1] : 0; draw(); }),
       pick('colour by', metrics.map((m) => m.name), state.metric, (i) => { state.metric = i; draw(); }),
       run.first && h('button', { class: 'plain', type: 'button', onclick: () => { toFirst(); buttons[state.cell]?.focus(); } }, compared ? 'First divergence' : 'First that is not finite'),
-      h('span', { class: 'dim' }, run.about),
     ].filter(Boolean));
+    byId('about').textContent = run.about;
   };
 
   // ---- choosing -------------------------------------------------------------------------------------------------

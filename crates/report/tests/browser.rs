@@ -167,7 +167,7 @@ fn a_page_that_fails_is_noticed() {
     );
 }
 
-/// Pictures to look at, in light and dark: `cargo test -p report --release --test browser -- --ignored pictures`.
+/// Pictures to look at, in light and dark; `just screenshots` puts two of them into docs/.
 #[test]
 #[ignore = "writes pictures and checks nothing"]
 fn pictures() {
@@ -179,7 +179,7 @@ fn pictures() {
         ("equal", 2, Fault::None),
     ];
     for (name, layers, fault) in cases {
-        let mut chromium = Chromium::start(&program, scratch(), [1400, 1500]);
+        let mut chromium = Chromium::start(&program, scratch(), [1300, 1140]);
         let page = Page::of(name, &view(layers, fault));
         for scheme in ["light", "dark"] {
             chromium.scheme(scheme);
