@@ -188,6 +188,11 @@ impl Work<'_> {
                 return Ok(player.steps());
             }
         }
+        if scenario == Scenario::Unobserved && self.judge != Judge::Bits {
+            return Err(
+                "where bits need not agree inputs must be given, or errors add up over the layers".into()
+            );
+        }
         let steps = scenario.steps(self.ids, limits(sides))?;
         let times = if scenario == Scenario::Repeat { self.options.repeats } else { 1 };
         Ok(vec![steps; times].concat())

@@ -394,6 +394,10 @@ fn widened(dtype: gguf::Dtype, data: &[u8]) -> Vec<f32> {
     out
 }
 
+/// Sequences of a trace, and positions of a sequence, at most: their KV blocks are counted in u32.
+const MAX_SEQUENCES: usize = 4096;
+const MAX_POSITIONS: u32 = 1 << 24;
+
 /// What a manifest must be in itself, whatever the model.
 fn check(manifest: &Manifest) -> Result<(), String> {
     for (index, step) in manifest.steps.iter().enumerate() {
@@ -404,10 +408,12 @@ fn check(manifest: &Manifest) -> Result<(), String> {
         {
             return Err(format!("step {index}: {rows} tokens do not go with its positions or sequences"));
         }
-        if step.sequences.iter().any(|&s| s as usize >= rows) {
-            return Err(format!("step {index}: a sequence beyond its {rows} rows"));
+        if step.sequences.iter().any(|&s| s as usize >= rows.min(MAX_SEQUENCES)) {
+            return Err(format!(
+                "step {index}: a sequence beyond its {rows} rows, or beyond {MAX_SEQUENCES}"
+            ));
         }
-        if step.positions.iter().any(|&p| p >= 1 << 24) {
+        if step.positions.iter().any(|&p| p >= MAX_POSITIONS) {
             return Err(format!("step {index}: a position beyond any context"));
         }
         if step.logits.iter().any(|&row| row as usize >= rows) {

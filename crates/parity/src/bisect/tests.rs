@@ -143,6 +143,8 @@ fn against_the_oracle() {
             }
         }
         assert!(found.judge.contains("different rules"));
+        // Nothing can be forced where nothing is looked at.
+        assert_eq!(found.skipped.iter().map(|s| s.scenario).collect::<Vec<_>>(), [Scenario::Unobserved]);
     }
     let story = faults::all()[0];
     let host = synth::model(&synth::Shape { config: story.host.config(), tied: false }, 7, |spec| {
