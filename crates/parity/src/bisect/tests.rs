@@ -56,7 +56,7 @@ fn trace(
     arithmetic: Arithmetic,
     filter: Filter,
 ) {
-    let mut traced = Traced::new(Box::new(Borrowed(backend)) as Box<dyn Backend>, filter, true);
+    let mut traced = Traced::new(Borrowed { backend, blind: false }, filter, true);
     let step = Step::prefill(&IDS, 0, vec![0]);
     forward(&mut traced, &step).expect("it computes");
     let origin = Origin {
@@ -71,39 +71,42 @@ fn trace(
     dump::write(&folder.0, &traced.finish().1, origin, &IDS).expect("there is room");
 }
 
-/// A backend that is given back.
-struct Borrowed<'a>(&'a mut dyn Backend);
+/// A backend that is given back, and that does not show the inside of its stages if it is blind.
+struct Borrowed<'a> {
+    backend: &'a mut dyn Backend,
+    blind: bool,
+}
 
 impl Backend for Borrowed<'_> {
     fn model(&self) -> &Model {
-        self.0.model()
+        self.backend.model()
     }
     fn max_rows(&self) -> usize {
-        self.0.max_rows()
+        self.backend.max_rows()
     }
     fn context(&self) -> usize {
-        self.0.context()
+        self.backend.context()
     }
     fn kv_blocks(&self) -> usize {
-        self.0.kv_blocks()
+        self.backend.kv_blocks()
     }
     fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.0.begin(step)
+        self.backend.begin(step)
     }
     fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.0.run(site)
+        self.backend.run(site)
     }
     fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.0.read(buffer)
+        self.backend.read(buffer)
     }
     fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.0.write(buffer, values)
+        self.backend.write(buffer, values)
     }
     fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.0.logits()
+        self.backend.logits()
     }
     fn observe(&mut self, on: bool) -> bool {
-        self.0.observe(on)
+        !self.blind && self.backend.observe(on)
     }
 }
 
@@ -300,4 +303,41 @@ fn bad_dumps() {
     let refused =
         dump::write(&folder.0, &crate::Trace::default(), origin, &IDS).expect_err("something else is there");
     assert!(refused.to_string().contains("more than a trace is in it"), "{refused}");
+}
+
+/// Where the inside of the experts cannot be seen, probes still tell which expert and which weights.
+#[test]
+fn without_the_inside() {
+    let check = |name: &str, tensors: &[&str], expert: Option<usize>, row: Option<usize>| {
+        let fault = faults::all().into_iter().find(|f| f.name == name).expect("in the list");
+        let shape = synth::Shape { config: fault.host.config(), tied: false };
+        let model = Arc::new(fault.model(&synth::model(&shape, 7, |spec| fault.host.dtype(spec))));
+        let build =
+            |model: Arc<Model>| -> Result<Box<dyn Backend>, String> { Ok(Box::new(testing::cpu(&model))) };
+        let (mut left, mut right) = (testing::cpu(&model), fault.plant(&model, &build).expect("it builds"));
+        let mut left = Borrowed { backend: &mut left, blind: true };
+        let mut right = Borrowed { backend: &mut right, blind: true };
+        let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
+        let found =
+            bisect(&model, &mut sides, &fault.host.prompt(), &Options::default()).expect("it runs").report;
+        let finding = found.finding.as_ref().expect("planted");
+        assert_eq!(
+            (finding.place.site.stage, &finding.class),
+            (fault.expected.stage, &Class::Local),
+            "{name}"
+        );
+        let location = finding.location.as_ref().expect("it is local");
+        let named: Vec<&str> = location.tensors.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(named, tensors, "{name}: {location:?}");
+        if let Some(first) = location.tensors.first() {
+            assert!(expert.is_none_or(|e| first.experts == [e]), "{name}: {:?}", first.experts);
+            assert!(row.is_none() || first.row == row, "{name}: {:?}", first.row);
+            assert!(first.block.is_some(), "{name}: {location:?}");
+        }
+    };
+    check("one-kernel-for-all-types", &["blk.2.ffn_down_exps.weight"], None, None);
+    // The two projections cannot be told apart by what SwiGLU makes of them.
+    let both = ["blk.2.ffn_gate_exps.weight", "blk.2.ffn_up_exps.weight"];
+    check("tail-beyond-the-tensor", &both, Some(5), Some(255));
+    check("combined-in-another-order", &[], None, None);
 }
