@@ -177,7 +177,12 @@ impl Buffers {
     }
 
     /// Room for the logits of `rows` rows.
-    pub(crate) fn reserve_logits(&mut self, device: &Arc<Device>, rows: usize, vocab: usize) -> Result<bool, Error> {
+    pub(crate) fn reserve_logits(
+        &mut self,
+        device: &Arc<Device>,
+        rows: usize,
+        vocab: usize,
+    ) -> Result<bool, Error> {
         let grow = self.logits.len() < rows * vocab;
         if grow {
             device.synchronize()?;

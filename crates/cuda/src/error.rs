@@ -63,7 +63,9 @@ pub enum Error {
         text: String,
     },
     /// A row that is no whole number of the kernels' smallest blocks.
-    #[error("tensor `{tensor}`: its rows of {found} values are no multiple of 32, as the CUDA kernels want them")]
+    #[error(
+        "tensor `{tensor}`: its rows of {found} values are no multiple of 32, as the CUDA kernels want them"
+    )]
     Rows {
         /// GGUF name.
         tensor: String,

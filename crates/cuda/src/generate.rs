@@ -59,7 +59,8 @@ impl Chooser for Cuda {
             return Err(Fault::Capacity { what: "a number of sequences", got: lanes.len(), limit });
         }
         // The tokens are put in their places by the draw.
-        let rows = lanes.iter().zip(0..).map(|(lane, sequence)| Row { token: 0, position: lane.position, sequence });
+        let rows =
+            lanes.iter().zip(0..).map(|(lane, sequence)| Row { token: 0, position: lane.position, sequence });
         let step = Step {
             rows: rows.collect(),
             tables: lanes.iter().map(|lane| lane.table.clone()).collect(),

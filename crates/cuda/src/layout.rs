@@ -109,7 +109,8 @@ mod tests {
         for dtype in Dtype::ALL.into_iter().filter(|&d| !pieces(d).is_empty()) {
             for rows in [1, 31, 32, 33, 96] {
                 let k = 2 * dtype.block_len();
-                let file: Vec<u8> = (0..rows * dtype.row_bytes(k).unwrap()).map(|i| (i * 7 + i / 251) as u8).collect();
+                let file: Vec<u8> =
+                    (0..rows * dtype.row_bytes(k).unwrap()).map(|i| (i * 7 + i / 251) as u8).collect();
                 let tiles = tiles(dtype, k, rows, &file);
                 assert_eq!(tiles.len(), device_bytes(dtype, k, rows, 1), "{dtype} {rows}");
                 assert_eq!(restore(dtype, k, rows, &tiles), file, "{dtype} {rows}");

@@ -10,8 +10,8 @@ mod cache;
 mod compile;
 mod driver;
 mod error;
-mod generate;
 mod exp_check;
+mod generate;
 mod kernels;
 mod launch;
 mod layout;
@@ -169,7 +169,9 @@ impl Cuda {
         }
         let head = self.step.outputs() > 0;
         match self.replay.note(site, &self.model.config, head) {
-            Some(sites) if sites == replay::forward_sites(&self.model.config, head) => self.replay_all(&sites),
+            Some(sites) if sites == replay::forward_sites(&self.model.config, head) => {
+                self.replay_all(&sites)
+            }
             Some(sites) => self.launch(&sites),
             None => Ok(()),
         }

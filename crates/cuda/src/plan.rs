@@ -119,7 +119,8 @@ mod tests {
             let full = Plan::of(&model, &options, options.context, MEMORY, 0);
             let least = Plan::of(&model, &options, BLOCK, MEMORY, 0).total();
             let free = least + ((full.total() - least) as f64 * part) as u64;
-            let Err(Error::Memory { would_fit: Some(context), .. }) = Plan::new(&model, &options, MEMORY, free)
+            let Err(Error::Memory { would_fit: Some(context), .. }) =
+                Plan::new(&model, &options, MEMORY, free)
             else {
                 panic!("{options:?} fits into {part}")
             };

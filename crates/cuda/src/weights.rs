@@ -123,7 +123,8 @@ fn rows(tensor: &Tensor) -> usize {
 }
 
 fn matrix_bytes(tensor: &Tensor) -> usize {
-    layout::device_bytes(tensor.dtype, tensor.row_len(), rows(tensor), experts(tensor)).next_multiple_of(ALIGN)
+    layout::device_bytes(tensor.dtype, tensor.row_len(), rows(tensor), experts(tensor))
+        .next_multiple_of(ALIGN)
 }
 
 /// Bytes that the weights of `model` take on the GPU.
@@ -241,7 +242,14 @@ impl<'a> Uploader<'a> {
     }
 
     /// Sends whole tiles at a time and repacks each batch on the GPU.
-    fn tiles(&mut self, tensor: &Tensor, k: usize, rows: usize, at: usize, pieces: &[Piece]) -> Result<(), Error> {
+    fn tiles(
+        &mut self,
+        tensor: &Tensor,
+        k: usize,
+        rows: usize,
+        at: usize,
+        pieces: &[Piece],
+    ) -> Result<(), Error> {
         let row = tensor.row_bytes();
         let tile_rows = (STAGE / row / layout::TILE).max(1) * layout::TILE;
         assert!(layout::TILE * row <= STAGE, "a tile of {} fits the staging buffer", tensor.name);

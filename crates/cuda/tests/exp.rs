@@ -67,7 +67,8 @@ fn on_the_cpu() -> Vec<[u64; 3]> {
 #[test]
 #[ignore = "needs a GPU: just gpu-test"]
 fn every_input_gives_the_same_bits() {
-    let gpu = cuda::exp_checksums(cuda::Place::Gpu(0)).unwrap_or_else(|error| panic!("this test needs a GPU: {error}"));
+    let gpu = cuda::exp_checksums(cuda::Place::Gpu(0))
+        .unwrap_or_else(|error| panic!("this test needs a GPU: {error}"));
     let cpu = on_the_cpu();
     assert_eq!(gpu.len(), cpu.len());
     for (chunk, (gpu, cpu)) in gpu.iter().zip(&cpu).enumerate() {

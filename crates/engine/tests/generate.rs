@@ -100,7 +100,13 @@ struct Ran {
     blocks: usize,
 }
 
-fn generate<B: Backend>(backend: B, params: &SamplerParams, eos: &[u32], max: usize, stop_after: usize) -> Ran {
+fn generate<B: Backend>(
+    backend: B,
+    params: &SamplerParams,
+    eos: &[u32],
+    max: usize,
+    stop_after: usize,
+) -> Ran {
     let mut engine = Engine::new(backend);
     let mut session = Session::default();
     let _ = engine.feed(&mut session, &[1, 2, 3, 4, 5], |_| ControlFlow::Continue(())).unwrap();
@@ -116,9 +122,11 @@ fn generate<B: Backend>(backend: B, params: &SamplerParams, eos: &[u32], max: us
 #[test]
 fn host_and_backend_choose_the_same() {
     let model = model();
-    let cpu = |context| Cpu::new(model.clone(), &Options { threads: 1, ..Options::for_context(context) }).unwrap();
+    let cpu =
+        |context| Cpu::new(model.clone(), &Options { threads: 1, ..Options::for_context(context) }).unwrap();
     let greedy = SamplerParams::greedy();
-    let drawn = SamplerParams { temperature: 0.5, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 7, ..greedy.clone() };
+    let drawn =
+        SamplerParams { temperature: 0.5, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 7, ..greedy.clone() };
     let probe = generate(cpu(256), &drawn, &[], 20, 0).tokens;
     let check = |params: &SamplerParams, context, eos: &[u32], max, stop_after, want: Finish| {
         let host = generate(cpu(context), params, eos, max, stop_after);

@@ -53,7 +53,8 @@ fn a_gpu_that_is_not_there_is_an_error_with_a_hint() {
 #[test]
 fn devices_that_do_not_exist() {
     for device in ["gpu", "cuda:", "cuda:x", "oracle", ""] {
-        tally(["run", "-p", "x", "--device", device]).fails(2, "expected auto, cpu, cuda, cuda:N or emulated");
+        tally(["run", "-p", "x", "--device", device])
+            .fails(2, "expected auto, cpu, cuda, cuda:N or emulated");
     }
 }
 

@@ -1,8 +1,8 @@
 //! `experts_up`: gate and up projections of the chosen experts, and SwiGLU.
 
 use super::product::{Columns, Epilogue, Input, is_quantised};
-use crate::weights::{Ffn, Matrix};
 use crate::driver::Ptr;
+use crate::weights::{Ffn, Matrix};
 use crate::{Cuda, Error};
 
 impl Cuda {

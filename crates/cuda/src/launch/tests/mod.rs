@@ -43,7 +43,8 @@ fn model(shape: &Shape, embedding: Dtype) -> Arc<Model> {
 }
 
 fn cuda(model: &Arc<Model>, activations: Activations, max_rows: usize) -> Cuda {
-    let options = Options { place: place(), activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
+    let options =
+        Options { place: place(), activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
     Cuda::new(model.clone(), &options, &mut |_, _| ()).unwrap_or_else(|error| panic!("{NEEDS}: {error}"))
 }
 
