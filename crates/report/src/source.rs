@@ -12,7 +12,7 @@ pub enum Source {
     /// `tally bisect` wrote it.
     Bisection(Box<Report>),
     /// `tally trace` wrote it, or another program that knows the format.
-    Trace(Dump),
+    Trace(Box<Dump>),
 }
 
 /// Why a directory cannot be shown.
@@ -63,7 +63,7 @@ impl Source {
             Err(_) if !dir.join(dump::MANIFEST).exists() => {
                 Err(SourceError::Neither { path: dir.to_owned() })
             }
-            Err(_) => Ok(Source::Trace(Dump::open(dir)?)),
+            Err(_) => Ok(Source::Trace(Box::new(Dump::open(dir)?))),
         }
     }
 }
