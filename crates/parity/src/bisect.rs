@@ -152,7 +152,8 @@ fn outcome(runs: &[RunFacts], finding: Option<&Finding>) -> Outcome {
     }
 }
 
-fn types(model: &Model) -> Vec<LayerTypes> {
+/// The model's tensors by layer and type.
+pub(crate) fn types(model: &Model) -> Vec<LayerTypes> {
     let mut all: Vec<LayerTypes> = Vec::new();
     for tensor in model.weights.tensors() {
         let of_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::fingerprint;
 use crate::place::Place;
+use crate::report::LayerTypes;
 use crate::trace::{Entry, Summary, Trace, per_expert};
 
 /// What `format` says.
@@ -82,6 +83,9 @@ pub struct Manifest {
     /// Whether the inside of the experts is there.
     #[serde(default)]
     pub inside: bool,
+    /// The model's tensors by layer and type, beside which a report draws the stages; another program may leave them out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<LayerTypes>,
     /// What is there, in the order of execution.
     pub entries: Vec<EntryRecord>,
 }
@@ -192,6 +196,7 @@ pub fn write(dir: &Path, trace: &Trace, origin: Origin, prompt_ids: &[u32]) -> R
         prompt_ids: prompt_ids.to_vec(),
         steps: steps.collect::<Result<_, _>>()?,
         inside: trace.inside,
+        types: trace.types.clone(),
         entries: trace.entries.iter().map(entry_record).collect(),
     };
     let text = serde_json::to_string_pretty(&manifest).expect("names, numbers and lists are JSON");

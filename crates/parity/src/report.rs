@@ -175,10 +175,15 @@ impl fmt::Display for Status {
 /// The largest error of a row relative to the row's root mean square, and what is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
-    /// Found.
+    /// Found; NaN where a value is no number, which JSON has as `null`.
+    #[serde(deserialize_with = "number_or_null")]
     pub error: f64,
     /// Allowed.
     pub limit: f64,
+}
+
+fn number_or_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// A row whose experts differ by no fault.

@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use model::{Backend, Buffer, Chooser, Fault, Model, Site, Stage, Step};
 use serde::{Deserialize, Serialize};
 
+use crate::bisect::types;
 use crate::place::{Number, Place};
+use crate::report::LayerTypes;
 
 /// What to keep; everything unless narrowed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -134,6 +136,8 @@ pub struct Trace {
     pub entries: Vec<Entry>,
     /// Whether the inside of stages was watched, too.
     pub inside: bool,
+    /// The model's tensors by layer and type.
+    pub types: Vec<LayerTypes>,
 }
 
 /// A backend whose buffers are copied aside.
@@ -148,7 +152,8 @@ impl<B: Backend> Traced<B> {
     /// Watches `inner`, and the inside of its stages if it can; keeps `values`, or else statistics alone.
     pub fn new(mut inner: B, filter: Filter, values: bool) -> Traced<B> {
         let inside = inner.observe(true);
-        Traced { inner, filter, values, trace: Trace { inside, ..Trace::default() } }
+        let types = types(inner.model());
+        Traced { inner, filter, values, trace: Trace { inside, types, ..Trace::default() } }
     }
 
     /// Ends the watching.

@@ -291,7 +291,7 @@
     if (a.differing) rows.push(
       ['max ULP', a.max_ulps === null ? '–' : grouped(a.max_ulps)], ['max abs', short(a.max_abs)],
       ['cosine', a.cosine === null ? 'undefined' : a.cosine.toFixed(12)], ['NMSE', a.nmse === null ? 'undefined' : short(a.nmse)]);
-    if (cell.bound) rows.push(['error', `${short(cell.bound.error)}, ${short(cell.bound.limit)} allowed`, cell.bound.error > cell.bound.limit]);
+    if (cell.bound) rows.push(['error', `${cell.bound.error === null ? 'not a number' : short(cell.bound.error)}, ${short(cell.bound.limit)} allowed`, cell.bound.error === null || cell.bound.error > cell.bound.limit]);
     for (const tie of cell.near_ties.slice(0, 8)) rows.push(['near tie', `row ${tie.row}: experts ${tie.left} and ${tie.right}, ${short(tie.margin)} apart; ${short(tie.limit)} is within the error`]);
     return h('table', {}, h('tbody', {}, rows.map(([name, text, off]) => h('tr', {}, h('th', { scope: 'row' }, name), h('td', { class: off ? 'off' : '' }, text)))));
   };

@@ -47,7 +47,7 @@ pub enum SourceError {
 }
 
 impl Source {
-    /// Opens `dir`, or `dir` itself if it is the file in it.
+    /// Opens `dir`; where both are in it, the bisection.
     pub fn open(dir: &Path) -> Result<Source, SourceError> {
         let io = |path: &Path, source| SourceError::Io { path: path.to_owned(), source };
         if !fs::metadata(dir).map_err(|source| io(dir, source))?.is_dir() {
@@ -63,8 +63,22 @@ impl Source {
             Err(_) if !dir.join(dump::MANIFEST).exists() => {
                 Err(SourceError::Neither { path: dir.to_owned() })
             }
-            Err(_) => Ok(Source::Trace(Box::new(Dump::open(dir)?))),
+            Err(_) => trace(Dump::open(dir)?, dir),
         }
+    }
+}
+
+/// A trace of no more layers than can be drawn.
+fn trace(dump: Dump, dir: &Path) -> Result<Source, SourceError> {
+    let manifest = &dump.manifest;
+    let written = manifest.entries.iter().filter_map(|entry| entry.place.site.layer);
+    let typed = manifest.types.iter().filter_map(|types| types.layer);
+    match written.chain(typed).find(|&layer| layer >= MOST_LAYERS) {
+        Some(layer) => {
+            let why = format!("layer {layer}: at most {MOST_LAYERS} layers can be drawn");
+            Err(SourceError::Bad { path: dir.join(dump::MANIFEST), why })
+        }
+        None => Ok(Source::Trace(Box::new(dump))),
     }
 }
 
@@ -105,7 +119,7 @@ fn check(report: &Report) -> Result<(), String> {
         }
     }
     if report.types.iter().any(|types| types.layer.is_some_and(|layer| layer >= MOST_LAYERS)) {
-        return Err(format!("types of a layer beyond {MOST_LAYERS}"));
+        return Err(format!("types of a layer beyond the {MOST_LAYERS} that can be drawn"));
     }
     if report.runs.iter().all(|run| run.cells.is_empty()) {
         return Err("nothing was compared".into());

@@ -63,7 +63,7 @@ impl View {
                 first,
             }],
             skipped: Vec::new(),
-            types: TypeMap::default(),
+            types: TypeMap::of(&manifest.types),
             finding: None,
             reproduce: vec![Command {
                 about: "This run as one side of a comparison".into(),

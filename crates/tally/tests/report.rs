@@ -7,6 +7,7 @@ use std::fs;
 
 use models::tiny;
 use process::{Directory, Outcome, tally};
+use serde_json::Value;
 
 fn report(args: &[&str]) -> Outcome {
     tally(["report"].iter().chain(args))
@@ -83,15 +84,50 @@ fn json_and_no_page() {
     );
     let view = report(&[&trace, "--json", "--no-html"]).json();
     assert_eq!(view["sides"].as_array().map(Vec::len), Some(1));
+    let values = |view: &Value| {
+        view["types"]["kinds"]
+            .as_array()
+            .and_then(|kinds| kinds.iter().find(|row| row["kind"] == "attn_v").cloned())
+    };
+    assert!(
+        values(&view).is_some_and(|row| row["layers"].as_array().is_some_and(|of| of.len() == 2)),
+        "{view}"
+    );
     for dir in [trace, bisection] {
         assert!(!fs::exists(format!("{dir}/report.html")).expect("readable"), "{dir}");
     }
 }
 
+/// What is no number survives being written down and read again, bounds that it breaks included.
+#[test]
+fn values_that_are_no_numbers() {
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    models::break_a_scale(&model);
+    let check = |right: &str, code: i32, cell: &str| {
+        let out = directory.file(right);
+        let args =
+            ["bisect", &model, "--ids", "5,6,7", "--right", right, "--scenarios", "whole", "--out", &out];
+        let outcome = tally(args);
+        assert_eq!(outcome.code, Some(code), "{outcome:?}");
+        let text = report(&[&out]).ok();
+        assert!(text.contains(cell), "{text}");
+    };
+    check("cpu-scalar", 3, "NaN both <");
+    check("oracle", 3, "NaN both <");
+    let out = directory.file("trace");
+    tally(["trace", &model, "--ids", "5,6,7", "--device", "cpu", "--out", &out]);
+    let text = report(&[&out]).ok();
+    assert!(
+        text.starts_with("Not finite\nThe first buffer that is not finite is `x` after layer 1 attn_out"),
+        "{text}"
+    );
+}
+
 #[test]
 fn what_cannot_be_drawn() {
     let directory = Directory::new();
-    let [_, bisection] = both(&directory);
+    let [trace, bisection] = both(&directory);
     let path = format!("{bisection}/report.json");
     let good = fs::read_to_string(&path).expect("written");
     let check = |text: &str, message: &str| {
@@ -107,6 +143,10 @@ fn what_cannot_be_drawn() {
         &good.replacen("\"layer\":1,\"stage\":\"qkv\"", "\"layer\":99999,\"stage\":\"qkv\"", 1),
         "no such place",
     );
+    let manifest = format!("{trace}/manifest.json");
+    let text = fs::read_to_string(&manifest).expect("written").replace("\"layer\": 1,", "\"layer\": 99999,");
+    fs::write(&manifest, text).expect("writable");
+    report(&[&trace]).hinted().fails(1, "manifest.json: layer 99999");
     let empty = directory.file("empty");
     fs::create_dir(&empty).expect("writable");
     report(&[&empty]).hinted().fails(1, "neither a bisection nor a trace");
