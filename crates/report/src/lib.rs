@@ -1,5 +1,5 @@
 //! What the numeric debugger found, to look at: a directory that `tally bisect` or `tally trace` wrote is read into a
-//! [`View`], which a terminal's table and the [`page`] are drawn from.
+//! [`View`], which a terminal's table and the [page](page()) are drawn from.
 //!
 //! Compares nothing and decides nothing: that is `parity`. Knows no device and no terminal.
 

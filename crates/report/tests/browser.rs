@@ -8,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use chromium::Chromium;
-use report::{View, page};
+use parity::Scenario;
+use report::{Source, View, page};
 use sample::{Fault, report};
 
 /// A page on the disk, removed at the end.
@@ -149,6 +150,55 @@ fn a_click_and_the_keyboard() {
     chromium.open(&page.0, "#blk.7.route.experts");
     assert_eq!(shown(&mut chromium), "blk.7.route.experts");
     assert!(chromium.value(routing).as_str().is_some_and(|text| text.contains("3 of 3 rows")), "layer 7");
+    assert_eq!(chromium.complaints(), [""; 0]);
+}
+
+/// Traces have one side: those of transformers, which another package's tests hold a model against.
+#[test]
+fn traces() {
+    let Some(program) = chromium::found() else { return };
+    let mut chromium = Chromium::start(&program, scratch(), [1000, 900]);
+    for (name, cells, experts) in [("moe-top2-norm", 3 * 17 + 2, true), ("dense-tied", 3 * 13 + 2, false)] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tally/tests/data/dumps").join(name);
+        let Source::Trace(dump) = Source::open(&dir).expect("it is there") else { panic!("not a bisection") };
+        let page = Page::of(name, &View::of_trace(&dump, &dir).expect("it can be read"));
+        chromium.open(&page.0, "#blk.1.attend.attn");
+        assert_eq!(chromium.complaints(), [""; 0], "{name}");
+        assert_eq!(chromium.value("document.querySelectorAll('#grid .c').length"), cells, "{name}");
+        assert_eq!(chromium.value("document.querySelectorAll('#grid .c.first').length"), 0, "{name}");
+        let text = chromium.value("document.querySelector('#cell').innerText");
+        let text = text.as_str().expect("text");
+        assert!(text.contains("layer 1 · attend · attn") && text.contains("rms"), "{name}: {text}");
+        assert!(!text.contains("Left"), "{name}: {text}");
+        let routing = chromium.value("!document.querySelector('#routing').hidden");
+        assert_eq!(routing, experts, "{name}");
+    }
+}
+
+#[test]
+fn runs_and_steps_are_chosen() {
+    let Some(program) = chromium::found() else { return };
+    let mut chromium = Chromium::start(&program, scratch(), [1200, 900]);
+    let report = sample::report_of(2, Fault::Off(1), &[Scenario::Decode]);
+    let page = Page::of("runs", &View::of(&report, Path::new("runs")));
+    chromium.open(&page.0, "");
+    let choose = |chromium: &mut Chromium, name: &str, index: usize| {
+        chromium.value(&format!(
+            "(() => {{ const s = document.querySelector('select[aria-label=\"{name}\"]'); s.selectedIndex = {index}; \
+             s.dispatchEvent(new Event('change')); return s.options.length }})()"
+        ))
+    };
+    let tokens = "document.querySelectorAll('#routing tbody tr').length";
+    chromium.click("#grid [data-cell='blk.0.route.experts']");
+    let first = chromium.value(tokens);
+    // Three tokens, the last two of them one at a time.
+    assert_eq!(choose(&mut chromium, "step", 1), 3);
+    chromium.click("#grid [data-cell='blk.0.route.experts']");
+    assert_eq!((first, chromium.value(tokens)), (1.into(), 1.into()));
+    let fill = "document.querySelector('[data-cell=\"blk.1.attn_out.x\"]').style.getPropertyValue('--fill')";
+    let by_nmse = chromium.value(fill);
+    choose(&mut chromium, "colour by", 0);
+    assert_ne!(chromium.value(fill), by_nmse, "another measure has another colour");
     assert_eq!(chromium.complaints(), [""; 0]);
 }
 

@@ -25,6 +25,11 @@ pub(crate) const PROMPT: [u32; 3] = [9, 187, 31];
 
 /// A bisection of a narrow mixture of experts of `layers` layers in Q4_K_M.
 pub(crate) fn report(layers: usize, fault: Fault) -> Report {
+    report_of(layers, fault, &[Scenario::Whole])
+}
+
+/// The same, run in these ways.
+pub(crate) fn report_of(layers: usize, fault: Fault, scenarios: &[Scenario]) -> Report {
     let model = model(layers);
     let mut left = build(Arc::new(model.clone())).expect("it builds");
     let story = faults::all()[0];
@@ -35,7 +40,7 @@ pub(crate) fn report(layers: usize, fault: Fault) -> Report {
     };
     let mut right = right.expect("it builds");
     let mut sides = [Side::live("cpu", "a16", &mut left), Side::live("faulty", "a16", &mut right)];
-    let options = Options { scenarios: vec![Scenario::Whole], detail: true, ..Options::default() };
+    let options = Options { scenarios: scenarios.into(), detail: true, ..Options::default() };
     let mut report = bisect(&model, &mut sides, &PROMPT, &options).expect("it runs").report;
     report.command = Some("tally bisect narrow.gguf --left cpu --right faulty --ids 9,187,31".into());
     report
