@@ -105,7 +105,7 @@
   const button = (cell, index, extra = '') => {
     const label = describe(cell) + (isFirst(index) ? ' (the first)' : '');
     const element = h('button', { class: `c ${kind(cell)} ${isFirst(index) ? 'first' : ''} ${extra}`, role: 'gridcell', type: 'button', tabindex: '-1',
-      'aria-label': label, 'aria-selected': 'false', title: label, 'data-cell': key(cell), onclick: () => choose(index, true) }, extra ? `${cell.stage} · ${cell.buffer}${isNan(cell) ? ' · NaN' : ''}` : glyph(cell));
+      'aria-label': label, 'aria-selected': 'false', title: label, 'data-cell': key(cell), onclick: () => choose(index, true) }, extra ? h('span', {}, `${cell.stage} · ${cell.buffer}${isNan(cell) ? ' · NaN' : ''}`) : glyph(cell));
     if (!isNan(cell) && cell.status !== 'missing') element.style.setProperty('--fill', fill(cell));
     buttons[index] = element;
     return element;
