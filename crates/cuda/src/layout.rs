@@ -1,6 +1,6 @@
 //! How a block-quantised matrix lies in device memory: tiles of 32 rows whose blocks' pieces interleave, so that a lane
 //! is a row and every load is whole (`kernels/types.cuh` says what a kernel makes of it). A permutation of the file's
-//! bytes: nothing is added, rounded or lost, and [`restore`] undoes it.
+//! bytes: nothing is added, rounded or lost, and `restore` (of the tests) undoes it.
 
 use gguf::Dtype;
 
@@ -55,7 +55,7 @@ pub(crate) fn tiles(dtype: Dtype, k: usize, rows: usize, file: &[u8]) -> Vec<u8>
     out
 }
 
-/// The inverse of [`tiles`].
+/// The inverse of `tiles`.
 #[cfg(test)]
 pub(crate) fn restore(dtype: Dtype, k: usize, rows: usize, tiles: &[u8]) -> Vec<u8> {
     let mut out = vec![0; rows * dtype.row_bytes(k).expect("as in `tiles`")];
