@@ -198,29 +198,14 @@ impl Backend for Cpu {
     }
 
     fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        step.check(&self.model.config)?;
-        let within = |what, got: usize, limit| {
-            if got <= limit { Ok(()) } else { Err(Fault::Capacity { what, got, limit }) }
-        };
-        within("a step", step.rows.len(), self.max_rows)?;
-        let longest = step.rows.iter().map(|r| r.position as usize + 1).max().unwrap_or(0);
-        within("a context", longest, self.context)?;
-        let highest = step.tables.iter().flatten().map(|&b| b as usize + 1).max().unwrap_or(0);
-        within("a KV block id", highest, self.cache.blocks())?;
+        self.admit(step)?;
         self.step.clone_from(step);
         self.size_buffers();
         Ok(())
     }
 
     fn run(&mut self, site: Site) -> Result<(), Fault> {
-        let layers = self.model.config.layers;
-        let fits = match (site.stage, self.model.config.ffn) {
-            (Stage::Embed | Stage::Head, _) => site.layer.is_none(),
-            (Stage::FeedForward, Ffn::Moe(_))
-            | (Stage::Route | Stage::ExpertsUp | Stage::ExpertsDown, Ffn::Dense { .. }) => false,
-            _ => site.layer.is_some_and(|l| l < layers),
-        };
-        if !fits {
+        if !site.exists(&self.model.config) {
             return Err(Fault::NoSuchStage { site });
         }
         let layer = site.layer.unwrap_or(0);

@@ -175,6 +175,19 @@ pub trait Backend {
     /// The number of KV blocks of [`BLOCK`] positions; valid ids are below it.
     fn kv_blocks(&self) -> usize;
 
+    /// Checks a step against the model and what this backend was built for: first in [`Backend::begin`].
+    fn admit(&self, step: &Step) -> Result<(), Fault> {
+        step.check(&self.model().config)?;
+        let within = |what, got: usize, limit| {
+            if got <= limit { Ok(()) } else { Err(Fault::Capacity { what, got, limit }) }
+        };
+        within("a step", step.rows.len(), self.max_rows())?;
+        let longest = step.rows.iter().map(|r| r.position as usize + 1).max().unwrap_or(0);
+        within("a context", longest, self.context())?;
+        let highest = step.tables.iter().flatten().map(|&b| b as usize + 1).max().unwrap_or(0);
+        within("a KV block id", highest, self.kv_blocks())
+    }
+
     /// Takes up a step: checks it and places its rows where the stages will find them.
     fn begin(&mut self, step: &Step) -> Result<(), Fault>;
 

@@ -128,6 +128,18 @@ pub struct Site {
     pub layer: Option<usize>,
 }
 
+impl Site {
+    /// Whether a model of this configuration has this stage in this place.
+    pub fn exists(self, config: &Config) -> bool {
+        match (self.stage, config.ffn) {
+            (Stage::Embed | Stage::Head, _) => self.layer.is_none(),
+            (Stage::FeedForward, Ffn::Moe(_))
+            | (Stage::Route | Stage::ExpertsUp | Stage::ExpertsDown, Ffn::Dense { .. }) => false,
+            _ => self.layer.is_some_and(|layer| layer < config.layers),
+        }
+    }
+}
+
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.layer {
