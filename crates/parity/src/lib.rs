@@ -8,6 +8,7 @@
 
 mod bench;
 mod bisect;
+pub mod claim;
 pub mod distribution;
 pub mod dump;
 mod explain;

@@ -1,6 +1,8 @@
 //! Statistics of one vector and of two: counts are exact, sums are in f64 and in order, so that no figure depends on the
 //! machine.
 
+use std::fmt;
+
 /// How much of a vector is numbers: printed before anything is claimed of it, so that a failure carries its data.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Finiteness {
@@ -45,6 +47,26 @@ impl Finiteness {
     /// Whether every value is a number.
     pub fn all(&self) -> bool {
         self.finite == self.total
+    }
+}
+
+impl fmt::Display for Finiteness {
+    /// The finiteness block, in a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = |index: Option<usize>| index.map_or(String::new(), |i| format!(" (first at {i})"));
+        let value = |v: Option<f32>| v.map_or("none".into(), |v| v.to_string());
+        write!(
+            f,
+            "total {}, finite {}, nan {}{}, inf {}{}, finite_min {}, finite_max {}",
+            self.total,
+            self.finite,
+            self.nan,
+            first(self.nan_first),
+            self.inf,
+            first(self.inf_first),
+            value(self.finite_min),
+            value(self.finite_max)
+        )
     }
 }
 
