@@ -17,7 +17,7 @@ gpu-test:
 
 # The GPU's kernels on the CPU, as they stand in crates/cuda/kernels.
 emulate *filter:
-    TALLY_EMULATED_KERNELS="{{justfile_directory()}}/crates/cuda/kernels" cargo test -p cuda --release --test emulated -- {{filter}}
+    TALLY_TEST_KERNELS="{{justfile_directory()}}/crates/cuda/kernels" cargo test -p cuda --release --test emulated -- {{filter}}
 
 # Text from the model that ships.
 run prompt='fn main() {':

@@ -12,54 +12,33 @@ use sha2::{Digest, Sha256};
 use crate::Error;
 use crate::driver::{Gpu, Place};
 use emulated::Cxx;
+pub(crate) use sources::Sources;
 
 mod emulated;
+mod sources;
 
-macro_rules! sources {
-    [$($name:literal),* $(,)?] => { [$(($name, include_str!(concat!("../kernels/", $name)))),*] };
+/// Where kernels come from, and where compiled ones are kept. Neither changes what is computed, unless a kernel was
+/// edited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelFiles {
+    /// A folder whose files come before the built-in sources of the same names: for who works on kernels.
+    pub sources: Option<PathBuf>,
+    /// A folder for compiled kernels; `None` compiles every time.
+    pub cache: Option<PathBuf>,
 }
 
-/// The text of all kernels: (name, source). A `.cu` is compiled by itself; a `.cuh` is there to be included.
-pub(crate) const SOURCES: &[(&str, &str)] = &sources![
-    "arith.cuh",
-    "attend.cuh",
-    "cache.cuh",
-    "decode_stream.cuh",
-    "dot.cuh",
-    "fixed.cuh",
-    "fragment.cuh",
-    "open.cuh",
-    "prelude.cuh",
-    "ptx.cuh",
-    "product_blocks.cuh",
-    "product_open.cuh",
-    "ring.cuh",
-    "row.cuh",
-    "sample.cuh",
-    "sample_scan.cuh",
-    "types.cuh",
-    "attend_split.cu",
-    "attend_stream.cu",
-    "bandwidth.cu",
-    "combine.cu",
-    "decode.cu",
-    "decode_ffn.cu",
-    "decode_head.cu",
-    "decode_route.cu",
-    "embed.cu",
-    "exp_check.cu",
-    "fixed.cu",
-    "float_product.cu",
-    "group.cu",
-    "observe.cu",
-    "product.cu",
-    "repack.cu",
-    "rope_store.cu",
-    "route.cu",
-    "sample.cu",
-];
+impl KernelFiles {
+    /// Built-in sources, compiled ones kept in `cache`.
+    pub fn cached(cache: PathBuf) -> KernelFiles {
+        KernelFiles { sources: None, cache: Some(cache) }
+    }
 
-/// What is compiled together: a `.cu` of `SOURCES` with its constants.
+    fn read(&self) -> Result<Sources, Error> {
+        self.sources.as_deref().map_or_else(|| Ok(Sources::built_in()), Sources::with)
+    }
+}
+
+/// What is compiled together: a `.cu` with its constants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     /// File name in `kernels/`.
@@ -75,6 +54,7 @@ pub type Image = Vec<u8>;
 #[derive(Debug, Clone)]
 pub struct Compiler {
     target: Target,
+    sources: Sources,
     cache: Option<PathBuf>,
 }
 
@@ -89,22 +69,31 @@ enum Target {
 }
 
 impl Compiler {
-    /// A compiler for compute capability `arch` (times ten) that keeps its results in `cache`.
-    pub fn new(arch: u32, cache: Option<PathBuf>) -> Result<Compiler, Error> {
-        Ok(Compiler { target: Target::Gpu { arch, version: nvrtc_version()? }, cache })
+    /// A compiler for compute capability `arch` (times ten).
+    pub fn new(arch: u32, files: &KernelFiles) -> Result<Compiler, Error> {
+        Compiler::with(Target::Gpu { arch, version: nvrtc_version()? }, files)
     }
 
     /// A compiler for the emulator; fails where there is no C++ compiler.
-    pub fn emulated(cache: Option<PathBuf>) -> Result<Compiler, Error> {
-        Ok(Compiler { target: Target::Emulator(Cxx::find()?), cache })
+    pub fn emulated(files: &KernelFiles) -> Result<Compiler, Error> {
+        Compiler::with(Target::Emulator(Cxx::find()?), files)
     }
 
     /// A compiler for what `gpu` is.
-    pub fn of(gpu: &Gpu, cache: Option<PathBuf>) -> Result<Compiler, Error> {
+    pub fn of(gpu: &Gpu, files: &KernelFiles) -> Result<Compiler, Error> {
         match gpu.place {
-            Place::Gpu(_) => Compiler::new(gpu.arch, cache),
-            Place::Emulated => Compiler::emulated(cache),
+            Place::Gpu(_) => Compiler::new(gpu.arch, files),
+            Place::Emulated => Compiler::emulated(files),
         }
+    }
+
+    fn with(target: Target, files: &KernelFiles) -> Result<Compiler, Error> {
+        Ok(Compiler { target, sources: files.read()?, cache: files.cache.clone() })
+    }
+
+    /// The hash of the kernels' sources.
+    pub fn source_hash(&self) -> String {
+        self.sources.hash()
     }
 
     /// NVRTC's version, `13.0`, or what the C++ compiler calls itself.
@@ -144,16 +133,16 @@ impl Compiler {
     /// Everything that the machine code depends on, hashed.
     fn key(&self, unit: &Unit) -> String {
         let target = match &self.target {
-            Target::Gpu { arch, version } => {
-                [vec![source_hash(), version.clone()], options(*arch, unit)].concat()
-            }
+            Target::Gpu { arch, version } => [vec![version.clone()], options(*arch, unit)].concat(),
             Target::Emulator(cxx) => {
                 let defines = unit.defines.iter().map(|(name, value)| format!("{name}={value}"));
-                cxx.identity(unit).into_iter().chain(defines).collect()
+                cxx.identity().into_iter().chain(defines).collect()
             }
         };
+        let names = self.sources.closure(unit.name);
+        let sources = names.into_iter().flat_map(|name| [name, self.sources.text(name)]).map(str::to_owned);
         let mut hash = Sha256::new();
-        for part in [unit.name.to_string()].into_iter().chain(target) {
+        for part in [unit.name.to_string()].into_iter().chain(target).chain(sources) {
             // The length keeps two neighbours from reading as two others.
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
@@ -163,8 +152,8 @@ impl Compiler {
 
     fn compile(&self, unit: &Unit) -> Result<Image, Error> {
         match &self.target {
-            Target::Gpu { arch, .. } => nvrtc(*arch, unit),
-            Target::Emulator(cxx) => cxx.compile(unit),
+            Target::Gpu { arch, .. } => nvrtc(*arch, unit, &self.sources),
+            Target::Emulator(cxx) => cxx.compile(unit, &self.sources),
         }
     }
 }
@@ -183,13 +172,11 @@ fn options(arch: u32, unit: &Unit) -> Vec<String> {
 }
 
 /// Compiles a unit for a GPU.
-fn nvrtc(arch: u32, unit: &Unit) -> Result<Image, Error> {
+fn nvrtc(arch: u32, unit: &Unit, sources: &Sources) -> Result<Image, Error> {
     let fail = |log: String| Error::Compile { unit: unit.name.into(), arch, log };
-    let nul = "kernel sources and options have no NUL";
-    let text = |s: &str| CString::new(s).expect(nul);
-    let source = SOURCES.iter().find(|(name, _)| *name == unit.name).expect("a unit is one of SOURCES").1;
-    let (source, name) = (text(source), text(unit.name));
-    let headers: Vec<_> = SOURCES.iter().filter(|(name, _)| name.ends_with(".cuh")).collect();
+    let text = |s: &str| CString::new(s.replace('\0', " ")).expect("every NUL was replaced just now");
+    let (source, name) = (text(sources.text(unit.name)), text(unit.name));
+    let headers: Vec<_> = sources.all().filter(|(name, _)| name.ends_with(".cuh")).collect();
     let names: Vec<CString> = headers.iter().map(|(name, _)| text(name)).collect();
     let texts: Vec<CString> = headers.iter().map(|(_, source)| text(source)).collect();
     let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
@@ -268,16 +255,9 @@ pub fn nvrtc_version() -> Result<String, Error> {
     }
 }
 
-/// The hash of all kernel sources: what evidence of a run on a GPU is evidence for.
+/// The hash of the built-in kernel sources: what evidence of a run on a GPU is evidence for.
 pub fn source_hash() -> String {
-    let mut hash = Sha256::new();
-    for (name, source) in SOURCES {
-        for part in [name, source] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part.as_bytes());
-        }
-    }
-    hex(&hash.finalize())
+    Sources::built_in().hash()
 }
 
 fn hex(bytes: &[u8]) -> String {

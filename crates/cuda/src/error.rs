@@ -33,6 +33,14 @@ pub enum Error {
     /// libnvrtc is not installed.
     #[error("no kernel compiler: libnvrtc.so was not found")]
     NoNvrtc,
+    /// The folder of kernel sources cannot be used.
+    #[error("kernels in {}: {text}", folder.display())]
+    Kernels {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// What is wrong with it.
+        text: String,
+    },
     /// A kernel did not compile.
     #[error("kernels `{unit}` do not compile for sm_{arch}: {log}")]
     Compile {

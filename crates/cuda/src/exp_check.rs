@@ -1,7 +1,7 @@
 //! Whether the GPU's `exp`, `exp2` and SiLU are `model::math`'s at all 2^32 inputs (`kernels/exp_check.cu`).
 
 use crate::Error;
-use crate::compile::{Compiler, Unit};
+use crate::compile::{Compiler, KernelFiles, Unit};
 use crate::driver::{Arguments, Device, Module, Place, Shape};
 use crate::kernels::arithmetic;
 
@@ -26,7 +26,7 @@ pub fn exp_unit() -> Unit {
 /// [`Error`] if there is no such GPU or no compiler.
 pub fn exp_checksums(place: Place) -> Result<Vec<[u64; 3]>, Error> {
     let device = Device::open(place)?;
-    let image = Compiler::of(&device.gpu, None)?.image(&exp_unit())?;
+    let image = Compiler::of(&device.gpu, &KernelFiles::default())?.image(&exp_unit())?;
     let module = Module::load(&device, &image)?;
     let sums = device.zeros::<u64>(3 * CHUNKS)?;
     let shape = Shape { dependent: false, ..Shape::new(1, THREADS).grid(BLOCKS_PER_CHUNK, CHUNKS, 1) };

@@ -23,13 +23,12 @@ mod replay;
 mod step;
 mod weights;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use model::{Backend, Buffer, Chooser, Fault, Ffn, Model, Site, Stage, Step};
 use quant::fixed::Activations;
 
-pub use compile::{Compiler, Image, Unit, nvrtc_version, source_hash};
+pub use compile::{Compiler, Image, KernelFiles, Unit, nvrtc_version, source_hash};
 pub use driver::{Gpu, Place, gpus};
 pub use error::Error;
 pub use exp_check::{exp_checksums, exp_unit};
@@ -61,8 +60,8 @@ pub struct Options {
     pub kv_blocks: usize,
     /// Most rows of a step.
     pub max_rows: usize,
-    /// Where compiled kernels are kept; `None` compiles every time.
-    pub cache: Option<PathBuf>,
+    /// Where kernels come from and are kept.
+    pub kernels: KernelFiles,
     /// Whether small steps are recorded as CUDA graphs and replayed; changes speed, no bit.
     pub graphs: bool,
 }
@@ -76,7 +75,7 @@ impl Options {
             context,
             kv_blocks: context.div_ceil(model::BLOCK),
             max_rows: 2048.min(context.max(1)),
-            cache: None,
+            kernels: KernelFiles::default(),
             graphs: true,
         }
     }
@@ -115,7 +114,7 @@ impl Cuda {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Cuda, Error> {
         let device = Device::open(options.place)?;
-        let compiler = Compiler::of(&device.gpu, options.cache.clone())?;
+        let compiler = Compiler::of(&device.gpu, &options.kernels)?;
         weights::check(&model)?;
         Plan::new(&model, options, device.gpu.memory, device.free_memory()?)?;
         let kernels = Kernels::load(&device, &compiler, &units(&model, options.activations))?;

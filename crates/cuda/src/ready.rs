@@ -17,6 +17,8 @@ pub struct Ready {
     pub plan: Plan,
     /// Version of the kernels' compiler.
     pub compiler: String,
+    /// Hash of the kernels' sources.
+    pub kernel_hash: String,
     pub(crate) device: Arc<Device>,
 }
 
@@ -30,8 +32,9 @@ impl Ready {
 /// Everything that [`crate::Cuda::new`] needs and that can be missing; the first that is, is the error.
 pub fn check(model: &Model, options: &Options) -> Result<Ready, Error> {
     let device = Device::open(options.place)?;
-    let compiler = Compiler::of(&device.gpu, None)?.version().to_string();
+    let compiler = Compiler::of(&device.gpu, &options.kernels)?;
     crate::weights::check(model)?;
     let plan = Plan::new(model, options, device.gpu.memory, device.free_memory()?)?;
-    Ok(Ready { gpu: device.gpu.clone(), plan, compiler, device })
+    let (version, kernel_hash) = (compiler.version().to_string(), compiler.source_hash());
+    Ok(Ready { gpu: device.gpu.clone(), plan, compiler: version, kernel_hash, device })
 }

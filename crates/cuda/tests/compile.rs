@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use cuda::{Compiler, Error, Unit, exp_unit, nvrtc_version, units};
+use cuda::{Compiler, Error, KernelFiles, Unit, exp_unit, nvrtc_version, units};
 use gguf::Dtype;
 use model::{Config, Ffn, Model, Moe, Spec};
 use quant::fixed::Activations;
@@ -74,7 +74,7 @@ fn compile(work: &[(u32, Unit)]) {
         let mut slowest = (Duration::ZERO, String::new());
         while let Some((arch, unit)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
             let begun = Instant::now();
-            let image = Compiler::new(*arch, None).and_then(|c| c.image(unit));
+            let image = Compiler::new(*arch, &KernelFiles::default()).and_then(|c| c.image(unit));
             let image = image.unwrap_or_else(|error| panic!("{error}"));
             assert!(image.starts_with(b"\x7fELF"), "{} for sm_{arch} is no cubin", unit.name);
             slowest = slowest.max((begun.elapsed(), format!("{} for sm_{arch}", unit.name)));
@@ -123,13 +123,16 @@ fn an_error_names_unit_and_place() {
     let mut unit = small_unit();
     // As if a constant were missing from the source: the first file that names it says so.
     unit.defines.retain(|(name, _)| name != "TYPES");
-    let error = Compiler::new(80, None).and_then(|c| c.image(&unit)).expect_err("TYPES is not defined");
+    let error = Compiler::new(80, &KernelFiles::default())
+        .and_then(|c| c.image(&unit))
+        .expect_err("TYPES is not defined");
     assert!(matches!(&error, Error::Compile { unit, arch: 80, .. } if unit == "repack.cu"), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("repack.cu") && text.contains("TYPES") && text.contains("prelude.cuh("), "{text}");
 
     unit.defines = vec![("TYPES".into(), "0u".into())];
-    let error = Compiler::new(1, None).and_then(|c| c.image(&unit)).expect_err("there is no sm_1");
+    let error =
+        Compiler::new(1, &KernelFiles::default()).and_then(|c| c.image(&unit)).expect_err("there is no sm_1");
     assert!(matches!(error, Error::Compile { arch: 1, .. }), "{error:?}");
 }
 
@@ -158,7 +161,7 @@ impl Drop for Folder {
 }
 
 fn compiler(cache: &Path) -> Compiler {
-    Compiler::new(90, Some(cache.into())).expect("NVRTC is installed")
+    Compiler::new(90, &KernelFiles::cached(cache.into())).expect("NVRTC is installed")
 }
 
 #[test]
@@ -216,7 +219,7 @@ fn an_entry_is_for_one_unit_architecture_and_constant() {
     let unit = small_unit();
     compiler(&folder.0).image(&unit).expect("it compiles");
     assert!(compiler(&folder.0).is_cached(&unit));
-    let other_arch = Compiler::new(80, Some(folder.0.clone())).expect("NVRTC is installed");
+    let other_arch = Compiler::new(80, &KernelFiles::cached(folder.0.clone())).expect("NVRTC is installed");
     assert!(!other_arch.is_cached(&unit));
     let changed = |change: fn(&mut Unit)| {
         let mut unit = unit.clone();

@@ -6,25 +6,29 @@
 
 mod bits;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use cuda::{Compiler, Place};
+use cuda::{Compiler, KernelFiles, Place};
 
 use bits::models::{FUSED, SMALL, SUPER, fused, in_turn, shape};
 use bits::{Setup, checks, lockstep, plain};
 
 /// How to run in the emulator, if there is one.
+/// A folder of kernels to test instead of those that were built in.
+const KERNELS: &str = "TALLY_TEST_KERNELS";
+
 fn setup() -> Option<Setup> {
-    if let Err(error) = Compiler::emulated(None) {
+    if let Err(error) = Compiler::emulated(&KernelFiles::default()) {
         assert!(env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but: {error}");
         println!("did not run: {error}");
         return None;
     }
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     let setup = Setup::at(Place::Emulated);
-    Some(Setup { cache: Some(cache), context: 320, kv_blocks: 24, ..setup })
+    let kernels = KernelFiles { sources: env::var_os(KERNELS).map(PathBuf::from), cache: Some(cache) };
+    Some(Setup { kernels, context: 320, kv_blocks: 24, ..setup })
 }
 
 /// Rows of whole super-blocks, all types: a mixture of experts, or dense.
@@ -207,7 +211,7 @@ fn a_fault_in_a_kernel_is_noticed() {
     let run = |folder: &Path| {
         let test = env::current_exe().expect("a test is a program");
         let arguments = ["--exact", "a_little_of_everything", "--ignored", "--nocapture"];
-        let run = Command::new(test).args(arguments).env("TALLY_EMULATED_KERNELS", folder).output();
+        let run = Command::new(test).args(arguments).env(KERNELS, folder).output();
         let run = run.expect("a test that runs itself");
         (
             run.status.success(),

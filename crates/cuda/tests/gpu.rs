@@ -8,7 +8,7 @@ mod bits;
 
 use std::path::Path;
 
-use cuda::Place;
+use cuda::{KernelFiles, Place};
 use quant::fixed::Activations;
 
 use bits::models::{SMALL, SUPER, like_30b, mixed, q4_k_m, shape, uniform};
@@ -18,7 +18,7 @@ fn setup() -> Setup {
     match std::env::var("TALLY_TEST_PLACE").as_deref() {
         Ok("emulated") => {
             let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
-            Setup { cache: Some(cache), ..Setup::at(Place::Emulated) }
+            Setup { kernels: KernelFiles::cached(cache), ..Setup::at(Place::Emulated) }
         }
         _ => Setup::at(Place::Gpu(0)),
     }

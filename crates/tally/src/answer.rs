@@ -163,7 +163,7 @@ impl<B: Backend> Responder<'_, B> {
 
 /// Tokens to text to `write`, watching for stop strings and Ctrl-C.
 struct Writer<'a, W> {
-    decoder: StreamDecoder<'a>,
+    decoder: StreamDecoder<&'a Tokenizer>,
     strings: &'a [String],
     stops: StopStrings,
     stop: &'a Stop,

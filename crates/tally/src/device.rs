@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::{env, io};
 
 use cpu::{Cpu, Isa};
-use cuda::{Cuda, Place};
+use cuda::{Cuda, KernelFiles, Place};
 use indicatif::DecimalBytes;
 use model::{BLOCK, Backend, Model};
 use oracle::Oracle;
@@ -29,7 +29,24 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: Wish,
     #[command(flatten)]
-    pub(crate) kernels: KernelCache,
+    pub(crate) kernels: KernelArgs,
+}
+
+/// Where kernels come from and are kept, to be flattened into a command's.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct KernelArgs {
+    /// A folder of GPU kernels (*.cu, *.cuh) to use instead of the built-in ones of the same names: for those who write
+    /// kernels.
+    #[arg(long, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+    #[command(flatten)]
+    cache: KernelCache,
+}
+
+impl KernelArgs {
+    pub(crate) fn files(&self) -> KernelFiles {
+        KernelFiles { sources: self.kernels.clone(), ..self.cache.files() }
+    }
 }
 
 /// `--kernel-cache`, to be flattened into a command's.
@@ -41,6 +58,11 @@ pub(crate) struct KernelCache {
 }
 
 impl KernelCache {
+    /// Built-in kernels.
+    pub(crate) fn files(&self) -> KernelFiles {
+        KernelFiles { sources: None, cache: self.folder() }
+    }
+
     /// The folder; `None` where there is no home to put it in.
     pub(crate) fn folder(&self) -> Option<PathBuf> {
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -126,8 +148,8 @@ pub(crate) struct Request {
     /// Threads of the CPU; 0 for one on each core.
     pub(crate) threads: usize,
     pub(crate) activations: Activations,
-    /// Where compiled kernels are kept.
-    pub(crate) kernels: Option<PathBuf>,
+    /// Where kernels come from and are kept.
+    pub(crate) kernels: KernelFiles,
 }
 
 /// A backend, and what there is to say of it.
@@ -157,13 +179,21 @@ impl fmt::Display for Facts {
 }
 
 impl Facts {
+    /// Of the kernels' sources, where there are any.
+    pub(crate) fn kernel_hash(&self) -> Option<&str> {
+        match self {
+            Facts::Cuda(ready) => Some(&ready.kernel_hash),
+            Facts::Cpu { .. } | Facts::Oracle => None,
+        }
+    }
+
     /// By name; the hash of the kernels' sources is what evidence of a run on a GPU is evidence for.
     pub(crate) fn json(&self) -> Value {
         match self {
             Facts::Cpu { isa, threads } => json!({ "isa": isa.name(), "threads": threads }),
             Facts::Cuda(ready) => json!({
                 "gpu": ready.gpu.name, "arch": ready.gpu.arch, "driver": ready.gpu.driver, "nvrtc": ready.compiler,
-                "kernel_hash": cuda::source_hash(),
+                "kernel_hash": ready.kernel_hash,
             }),
             Facts::Oracle => json!({ "precision": "f64" }),
         }
@@ -250,7 +280,7 @@ impl Request {
             activations: self.activations,
             kv_blocks: self.kv_blocks(),
             max_rows: of_context.max_rows.max(self.sequences),
-            cache: self.kernels.clone(),
+            kernels: self.kernels.clone(),
             ..of_context
         }
     }
@@ -316,6 +346,7 @@ impl From<cuda::Error> for Failure {
             cuda::Error::NoDevice { .. } => {
                 "CUDA_VISIBLE_DEVICES hides GPUs, too; or use --device cpu".into()
             }
+            cuda::Error::Kernels { .. } => "it is to hold files as crates/cuda/kernels has them".into(),
             cuda::Error::NoCxx => "install one, g++ say".into(),
             cuda::Error::Driver { .. } => "`nvidia-smi` tells how the GPU is".into(),
             cuda::Error::Emulated { .. } => "this is a defect of a kernel, or of the emulator".into(),

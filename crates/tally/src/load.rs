@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cuda::KernelFiles;
 use engine::{ChatError, ChatTemplate, Engine, Tokenizer};
 use gguf::{File, Metadata};
 use model::{Backend, Model};
@@ -58,9 +59,9 @@ impl Place {
         self.device.device
     }
 
-    /// Where compiled kernels are kept.
-    pub(crate) fn kernels(&self) -> Option<PathBuf> {
-        self.device.kernels.folder()
+    /// Where kernels come from and are kept.
+    pub(crate) fn kernels(&self) -> KernelFiles {
+        self.device.kernels.files()
     }
 
     /// The CPU's threads.

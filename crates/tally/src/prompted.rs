@@ -10,7 +10,7 @@ use model::Model;
 use quant::fixed::Activations;
 
 use crate::activations::ActivationsArg;
-use crate::device::{Device, KernelCache, Placed, Request};
+use crate::device::{Device, KernelArgs, Placed, Request};
 use crate::failure::Failure;
 use crate::prompt_args::PromptArgs;
 use crate::source;
@@ -38,7 +38,7 @@ pub(crate) struct ComputeArgs {
     #[command(flatten)]
     activations: ActivationsArg,
     #[command(flatten)]
-    kernels: KernelCache,
+    kernels: KernelArgs,
 }
 
 /// A model that was opened, and a prompt that it can run.
@@ -69,7 +69,7 @@ impl ComputeArgs {
             sequences,
             threads: self.threads.count(),
             activations: self.activations(),
-            kernels: self.kernels.folder(),
+            kernels: self.kernels.files(),
         };
         request.place_on(model, device)
     }

@@ -1,16 +1,12 @@
 //! Kernels for the emulator: the machine's C++ compiler makes a shared library of a unit and `emulator/*.h`.
-//!
-//! Sources are those that were built in. For who works on kernels, [`KERNELS`] names a folder whose files come before
-//! them: an edit is run without building Tally again, and a test can run kernels with a fault in them.
 
-use std::borrow::Cow;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, io, process};
 
-use super::{Image, SOURCES, Unit};
+use super::{Image, Sources, Unit};
 use crate::Error;
 
 /// The emulator's own sources; a unit is compiled behind `cuda.h`.
@@ -19,9 +15,6 @@ const EMULATOR: &[(&str, &str)] = &[
     ("cuda.h", include_str!("../../emulator/cuda.h")),
     ("ptx.h", include_str!("../../emulator/ptx.h")),
 ];
-
-/// The environment variable with a folder of kernels, [`KERNELS`]`=crates/cuda/kernels` for example.
-const KERNELS: &str = "TALLY_EMULATED_KERNELS";
 
 /// Compilers, the first that is there is taken.
 const COMPILERS: [&str; 3] = ["g++", "clang++", "c++"];
@@ -50,8 +43,6 @@ pub(super) struct Cxx {
     program: &'static str,
     /// What it says it is.
     version: String,
-    /// The kernels' texts by name.
-    kernels: Vec<(&'static str, Cow<'static, str>)>,
 }
 
 impl Cxx {
@@ -63,41 +54,14 @@ impl Cxx {
             output.status.success().then_some((program, version))
         };
         let (program, version) = COMPILERS.into_iter().find_map(version).ok_or(Error::NoCxx)?;
-        let folder = env::var_os(KERNELS).map(PathBuf::from);
-        let text = |name, built_in| {
-            let own = folder.as_ref().and_then(|folder| fs::read_to_string(folder.join(name)).ok());
-            own.map_or(Cow::Borrowed(built_in), Cow::Owned)
-        };
-        let kernels = SOURCES.iter().map(|&(name, built_in)| (name, text(name, built_in))).collect();
-        Ok(Cxx { program, version, kernels })
+        Ok(Cxx { program, version })
     }
 
-    /// Everything that decides on the library of `unit`, but for its constants.
-    pub(super) fn identity(&self, unit: &Unit) -> Vec<String> {
+    /// Everything that decides on a library beside the unit's sources and constants.
+    pub(super) fn identity(&self) -> Vec<String> {
         let emulator = EMULATOR.iter().map(|(_, text)| (*text).to_string());
-        let kernels = self.closure(unit.name).into_iter().map(|name| self.text(name).to_string());
         let flags = [self.version.clone(), features().join(" "), FLAGS.join(" ")];
-        flags.into_iter().chain(emulator).chain(kernels).collect()
-    }
-
-    fn text(&self, name: &str) -> &str {
-        let found = self.kernels.iter().find(|(n, _)| *n == name);
-        found.map(|(_, text)| text.as_ref()).expect("a unit is one of SOURCES, and includes no others")
-    }
-
-    /// A source and what it includes, itself and through others.
-    fn closure(&self, name: &'static str) -> Vec<&'static str> {
-        let mut list = vec![name];
-        let mut next = 0;
-        while let Some(name) = list.get(next) {
-            let text = self.text(name);
-            let included = |file: &str| text.contains(&format!("#include \"{file}\""));
-            let new: Vec<_> =
-                SOURCES.iter().map(|&(n, _)| n).filter(|n| included(n) && !list.contains(n)).collect();
-            list.extend(new);
-            next += 1;
-        }
-        list
+        flags.into_iter().chain(emulator).collect()
     }
 
     pub(super) fn version(&self) -> &str {
@@ -105,21 +69,21 @@ impl Cxx {
     }
 
     /// The library of `unit`, whose kernels are those that it declares.
-    pub(super) fn compile(&self, unit: &Unit) -> Result<Image, Error> {
+    pub(super) fn compile(&self, unit: &Unit, sources: &Sources) -> Result<Image, Error> {
         let fail = |log: String| Error::CompileEmulated { unit: unit.name.into(), log };
         let folder = Folder::new().map_err(|error| fail(error.to_string()))?;
-        self.compile_in(&folder.0, unit).map_err(|error| fail(error.to_string()))?.map_err(fail)
+        self.compile_in(&folder.0, unit, sources).map_err(|error| fail(error.to_string()))?.map_err(fail)
     }
 
     /// The library, or what the compiler said.
-    fn compile_in(&self, folder: &Path, unit: &Unit) -> io::Result<Result<Image, String>> {
+    fn compile_in(&self, folder: &Path, unit: &Unit, sources: &Sources) -> io::Result<Result<Image, String>> {
         for (name, text) in EMULATOR {
             fs::write(folder.join(name), text)?;
         }
-        for name in self.closure(unit.name) {
-            fs::write(folder.join(name), self.text(name))?;
+        for name in sources.closure(unit.name) {
+            fs::write(folder.join(name), sources.text(name))?;
         }
-        let entries = kernels(self.text(unit.name))
+        let entries = kernels(sources.text(unit.name))
             .map(|name| format!("EMULATOR_KERNEL({name})\n"))
             .collect::<String>();
         let library = folder.join("library");
@@ -196,7 +160,8 @@ mod tests {
         let source = "extern \"C\" __global__ void plain(int x) {}\nextern \"C\" __global__ void __launch_bounds__(512, 2)\n\
                       bounded(const f32* x) {}\n__device__ void helper() {}";
         assert_eq!(kernels(source).collect::<Vec<_>>(), ["plain", "bounded"]);
-        for (name, source) in SOURCES.iter().filter(|(name, _)| name.ends_with(".cu")) {
+        let sources = Sources::built_in();
+        for (name, source) in sources.all().filter(|(name, _)| name.ends_with(".cu")) {
             assert_eq!(kernels(source).count(), source.matches("__global__").count(), "{name}");
             assert!(
                 kernels(source).all(|k| k.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')),

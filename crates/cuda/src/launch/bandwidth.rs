@@ -1,10 +1,9 @@
 //! The bandwidth of the GPU's memory, measured by reading and nothing else (`kernels/bandwidth.cu`): what a decode step,
 //! which reads every weight it uses once, is held against.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::compile::{Compiler, Unit};
+use crate::compile::{Compiler, KernelFiles, Unit};
 use crate::driver::{Arguments, Device, Function, Memory, Module, Shape};
 use crate::{Error, Ready};
 
@@ -29,10 +28,10 @@ impl ReadBandwidth {
         Unit { name: "bandwidth.cu", defines: Vec::new() }
     }
 
-    /// Compiles the kernel, or takes it from `cache`.
-    pub fn new(ready: &Ready, cache: Option<PathBuf>) -> Result<ReadBandwidth, Error> {
+    /// Compiles the kernel, or takes it from the cache.
+    pub fn new(ready: &Ready, files: &KernelFiles) -> Result<ReadBandwidth, Error> {
         let device = ready.device.clone();
-        let image = Compiler::of(&device.gpu, cache)?.image(&ReadBandwidth::unit())?;
+        let image = Compiler::of(&device.gpu, files)?.image(&ReadBandwidth::unit())?;
         let module = Module::load(&device, &image)?;
         Ok(ReadBandwidth { read: module.function("read_all")?, _module: module, device })
     }

@@ -7,11 +7,10 @@
 pub(crate) mod checks;
 pub(crate) mod models;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cpu::Cpu;
-use cuda::{Cuda, Place};
+use cuda::{Cuda, KernelFiles, Place};
 use model::{BLOCK, Backend, Ffn, Model, Site, Stage, Step, forward};
 use quant::fixed::Activations;
 
@@ -20,7 +19,7 @@ use quant::fixed::Activations;
 pub(crate) struct Setup {
     pub(crate) place: Place,
     /// Where compiled kernels are kept.
-    pub(crate) cache: Option<PathBuf>,
+    pub(crate) kernels: KernelFiles,
     pub(crate) activations: Activations,
     pub(crate) context: usize,
     pub(crate) max_rows: usize,
@@ -31,7 +30,15 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn at(place: Place) -> Setup {
         let (activations, context) = (Activations::A16, 1024);
-        Setup { place, cache: None, activations, context, max_rows: 256, kv_blocks: 160, graphs: true }
+        Setup {
+            place,
+            kernels: KernelFiles::default(),
+            activations,
+            context,
+            max_rows: 256,
+            kv_blocks: 160,
+            graphs: true,
+        }
     }
 
     pub(crate) fn a8(&self) -> Setup {
@@ -51,7 +58,7 @@ impl Setup {
             context: self.context,
             kv_blocks: self.kv_blocks,
             max_rows: self.max_rows,
-            cache: self.cache.clone(),
+            kernels: self.kernels.clone(),
             graphs: self.graphs,
         };
         Cuda::new(model.clone(), &options, &mut |_, _| ())

@@ -115,7 +115,7 @@ impl Args {
         let load_seconds = start.elapsed().as_secs_f64();
         let (mut bandwidth, mut peak) = (Bandwidth::default(), Peak::default());
         let on_gpu = match &facts {
-            Facts::Cuda(ready) => Some((ready, cuda::ReadBandwidth::new(ready, self.place.kernels())?)),
+            Facts::Cuda(ready) => Some((ready, cuda::ReadBandwidth::new(ready, &self.place.kernels())?)),
             _ => None,
         };
         let mut gpu_memory = 0;
@@ -188,7 +188,7 @@ impl Args {
         };
         let (mut cuda, ready) = request.load_cuda(model, ordinal)?;
         let mut bandwidth = Bandwidth::default();
-        bandwidth.add(cuda::ReadBandwidth::new(&ready, self.place.kernels())?.measure()?);
+        bandwidth.add(cuda::ReadBandwidth::new(&ready, &self.place.kernels())?.measure()?);
         let mut all = Vec::new();
         for &depth in &plan.depths {
             for test in &plan.tests {
@@ -301,6 +301,7 @@ fn hardware(facts: Facts, used: u64) -> Hardware {
         Facts::Cuda(ready) => Hardware::Gpu {
             gpu: ready.gpu.clone(),
             nvrtc: ready.compiler.clone(),
+            kernel_hash: ready.kernel_hash.clone(),
             plan: ready.plan,
             beyond_weights: used.saturating_sub(ready.plan.weights),
         },

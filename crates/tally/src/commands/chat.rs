@@ -6,7 +6,7 @@ mod lines;
 use std::path::PathBuf;
 
 use anstyle::Style;
-use engine::{ChatEncoder, Sampler, Session};
+use engine::{ChatEncoder, ChatTemplate, Sampler, Session, Tokenizer};
 use model::Backend;
 
 use crate::answer::{End, Limits, Responder};
@@ -92,7 +92,7 @@ impl Args {
 
 struct Conversation<'a> {
     loaded: &'a Loaded,
-    encoder: ChatEncoder<'a>,
+    encoder: ChatEncoder<&'a Tokenizer, &'a ChatTemplate>,
     /// When it began, in seconds since 1970.
     now: i64,
     responder: Responder<'a, Box<dyn Backend>>,

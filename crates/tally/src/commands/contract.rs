@@ -19,6 +19,7 @@ use contract::{
     Contract, ContractStatus, Current, Evidence, Falsifier, Finding, Ground, Mode, Outcome, Session,
     Severity, Source, execute, read, read_folder, status, validate,
 };
+use cuda::KernelFiles;
 use serde_json::json;
 
 use crate::device::{Device, KernelCache};
@@ -210,7 +211,7 @@ impl Run {
             self.model.as_deref(),
             self.device,
             self.threads.count(),
-            self.kernels.folder(),
+            self.kernels.files(),
         )?;
         let session = Session { command: command(), date: clock::date(clock::now()) };
         let folder = self.places.evidence();
@@ -233,10 +234,13 @@ impl Run {
 impl Status {
     fn run(self) -> Result<(), Failure> {
         let sources = self.places.sources()?;
-        let lab = Lab::new(&self.places.root, None, Device::Cpu, 0, None)?;
+        let lab = Lab::new(&self.places.root, None, Device::Cpu, 0, KernelFiles::default())?;
         let mut models = vec![lab.named_model()];
         if let Some(path) = &self.model {
-            models.push(Lab::new(&self.places.root, Some(path), Device::Cpu, 0, None)?.named_model());
+            models.push(
+                Lab::new(&self.places.root, Some(path), Device::Cpu, 0, KernelFiles::default())?
+                    .named_model(),
+            );
         }
         let current = Current { kernel_hash: cuda::source_hash(), arithmetic: lab.arithmetic()?, models };
         let (specs, folder) = (registry::specs(), self.places.evidence());

@@ -12,7 +12,7 @@ use model::{Backend, Model};
 use parity::{Comparison, Run, argmax};
 
 use crate::activations::ActivationsArg;
-use crate::device::{Device, Facts, KernelCache, Placed, Request};
+use crate::device::{Device, Facts, KernelArgs, Placed, Request};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::prompt_args::PromptArgs;
@@ -64,7 +64,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     activations: ActivationsArg,
     #[command(flatten)]
-    kernels: KernelCache,
+    kernels: KernelArgs,
 }
 
 /// One side: a run on a device.
@@ -128,7 +128,7 @@ impl Args {
             sequences: 1,
             threads: self.threads.count(),
             activations: self.activations.value(),
-            kernels: self.kernels.folder(),
+            kernels: self.kernels.files(),
         };
         let Placed { backend, device, facts } = request.place_on(model, device)?;
         Ok(Side { device, facts, run: Run::new(backend) })

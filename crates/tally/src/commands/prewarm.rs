@@ -54,7 +54,7 @@ impl Args {
         units.push(ReadBandwidth::unit());
         let compilers = self.architectures()?;
         let compilers =
-            compilers.into_iter().map(|arch| Ok((arch, Compiler::new(arch, Some(folder.clone()))?)));
+            compilers.into_iter().map(|arch| Ok((arch, Compiler::new(arch, &self.kernels.files())?)));
         let compilers = compilers.collect::<Result<Vec<_>, cuda::Error>>()?;
         let work: Vec<(&Compiler, &Unit)> = compilers
             .iter()

@@ -7,7 +7,7 @@ use model::{BLOCK, Backend, Stage, Step, forward};
 use parity::{Arithmetic, Comparison, Filter, Traced, dump, fingerprint, names};
 use serde_json::json;
 
-use crate::device::{Device, Facts};
+use crate::device::Device;
 use crate::failure::Failure;
 use crate::output;
 use crate::prompted::PromptedArgs;
@@ -112,7 +112,7 @@ impl Args {
             arithmetic: arithmetic(device, prompted.activations().name()),
             device: device.to_string(),
             facts: placed.facts.json(),
-            kernel_hash: matches!(placed.facts, Facts::Cuda(_)).then(|| cuda::source_hash().to_string()),
+            kernel_hash: placed.facts.kernel_hash().map(str::to_owned),
         };
         let mut backend = placed.backend;
         let steps = steps(&prompted.ids, &*backend);

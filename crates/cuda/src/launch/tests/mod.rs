@@ -11,7 +11,7 @@ use quant::fixed::Activations;
 use synth::Shape;
 
 use super::{embed, fixed, group, route, sample as host};
-use crate::compile::SOURCES;
+use crate::compile::Sources;
 use crate::{Cuda, Options, Place};
 
 /// What a test says when there is no GPU.
@@ -80,11 +80,14 @@ fn same(what: &str, want: &[f32], got: &[f32]) {
 /// A constant that host and kernels each spell must be one: shapes of launches and lengths of buffers follow from it.
 #[test]
 fn host_and_kernels_agree() {
+    let sources = Sources::built_in();
     for (file, name, value) in [
         ("embed.cu", "THREADS", embed::THREADS.to_string()),
         ("fixed.cu", "THREADS", fixed::THREADS.to_string()),
         ("group.cu", "THREADS", group::THREADS.to_string()),
         ("route.cu", "THREADS", route::THREADS.to_string()),
+        ("route_few.cu", "COLUMNS", route::FEW_COLUMNS.to_string()),
+        ("route_few.cu", "MAX_HIDDEN", route::FEW_HIDDEN.to_string()),
         ("sample.cuh", "SLICE_THREADS", host::SLICE_THREADS.to_string()),
         ("sample.cuh", "SLICE", format!("{} * SLICE_THREADS", host::SLICE / host::SLICE_THREADS as usize)),
         ("sample.cuh", "ROW_THREADS", host::ROW_THREADS.to_string()),
@@ -93,7 +96,7 @@ fn host_and_kernels_agree() {
         ("sample.cuh", "RING", host::RING.to_string()),
         ("sample.cuh", "NO_TOKEN", format!("{:#x}u", host::NO_TOKEN)),
     ] {
-        let source = SOURCES.iter().find(|(other, _)| *other == file).expect("a file of kernels").1;
+        let source = sources.text(file);
         let line = format!("constexpr u32 {name} = {value};");
         assert!(source.contains(&line), "{file} does not say `{line}`");
     }

@@ -8,7 +8,7 @@ use model::Chosen;
 use quant::fixed::Activations;
 
 use super::{NEEDS, model, normal, place, random, shape};
-use crate::compile::Compiler;
+use crate::compile::{Compiler, KernelFiles};
 use crate::driver::{Device, Memory, Module};
 use crate::kernels::units;
 use crate::launch::sample::{Feed, RING, Sampling, UNIT};
@@ -26,7 +26,8 @@ impl Rig {
             let device = Device::open(place())?;
             let model = model(&shape(32, vocab, 0, 0), Dtype::F32);
             let unit = units(&model, Activations::A16).into_iter().find(|u| u.name == UNIT.0);
-            let image = Compiler::of(&device.gpu, None)?.image(&unit.expect("a unit of every model"))?;
+            let image = Compiler::of(&device.gpu, &KernelFiles::default())?
+                .image(&unit.expect("a unit of every model"))?;
             let module = Module::load(&device, &image)?;
             let get = |name: &str| module.function(name).expect("one of NAMES");
             let sampling = Sampling::new(&device, get, vocab, rows)?;

@@ -56,6 +56,7 @@ pub(super) enum Hardware {
     Gpu {
         gpu: cuda::Gpu,
         nvrtc: String,
+        kernel_hash: String,
         plan: cuda::Plan,
         /// Bytes in use on the GPU that are not weights: caches, buffers, the driver's own.
         beyond_weights: u64,
@@ -82,9 +83,9 @@ impl Hardware {
             Hardware::Cpu { processor, cache, isa, threads } => {
                 json!({ "processor": processor, "cache_bytes": cache, "isa": isa, "threads": threads })
             }
-            Hardware::Gpu { gpu, nvrtc, plan, beyond_weights } => json!({
+            Hardware::Gpu { gpu, nvrtc, kernel_hash, plan, beyond_weights } => json!({
                 "gpu": gpu.name, "arch": gpu.arch, "processors": gpu.processors, "driver": gpu.driver, "nvrtc": nvrtc,
-                "kernel_hash": cuda::source_hash(), "memory_bytes": gpu.memory,
+                "kernel_hash": kernel_hash, "memory_bytes": gpu.memory,
                 "weight_bytes": plan.weights, "kv_bytes": plan.kv, "workspace_bytes": plan.workspace,
                 "bytes_beyond_weights": beyond_weights,
             }),

@@ -82,7 +82,7 @@ pub(super) fn throughput(lab: &mut Lab, parameters: &Parameters, fault: Option<&
         backend = Box::new(Faulty::new(backend, Wrong::Slow));
     }
     let (_, mut rates) =
-        cuda::ReadBandwidth::new(&ready, lab.kernels()).map_err(of_driver)?.measure().map_err(of_driver)?;
+        cuda::ReadBandwidth::new(&ready, &lab.kernels()).map_err(of_driver)?.measure().map_err(of_driver)?;
     rates.sort_by(f64::total_cmp);
     let bandwidth = rates[rates.len() / 2];
     let seconds = generate(&mut *backend, n, room.context)?;

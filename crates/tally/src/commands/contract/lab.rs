@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use contract::{Ground, Miss, Parameters, Provenance};
+use cuda::KernelFiles;
 use gguf::File;
 use model::{Backend, Config, Fault, Ffn, Model, Moe, Step, forward};
 use quant::fixed::Activations;
@@ -26,7 +27,7 @@ pub(super) struct Lab {
     /// Where the checks that ask for a GPU are executed; the CPU if there is none.
     device: Device,
     threads: usize,
-    kernels: Option<PathBuf>,
+    kernels: KernelFiles,
     model: Arc<Model>,
     name: String,
     /// The model's file, if it came from one.
@@ -104,7 +105,7 @@ impl Lab {
         model: Option<&Path>,
         device: Device,
         threads: usize,
-        kernels: Option<PathBuf>,
+        kernels: KernelFiles,
     ) -> Result<Lab, Failure> {
         let file = model.map(File::open).transpose()?;
         let (model, name) = match (&file, model) {
@@ -165,8 +166,8 @@ impl Lab {
         }
     }
 
-    /// Where compiled kernels are kept.
-    pub(super) fn kernels(&self) -> Option<PathBuf> {
+    /// Where kernels are kept.
+    pub(super) fn kernels(&self) -> KernelFiles {
         self.kernels.clone()
     }
 
@@ -232,7 +233,7 @@ impl Lab {
             sequences: 1,
             threads: self.threads,
             activations: Activations::A16,
-            kernels: None,
+            kernels: KernelFiles::default(),
         };
         let mut backend = request.place_on(&small(), Device::CpuScalar)?.backend;
         forward(&mut backend, &Step::prefill(&[1, 2, 3], 0, vec![0]))?;
