@@ -8,6 +8,7 @@
 // Bytes: weights once for every group of columns; activations once for every group of weight rows, and again for every
 // warp of a block, from the cache.
 #include "arith.cuh"
+#include "float_weights.cuh"
 
 // The twin of `Epilogue` in launch/product.rs.
 enum Epilogue : u32 { STORE = 0, ADD = 1, GATE = 2 };
@@ -30,12 +31,6 @@ struct Job {
     u32 share;     // pairs that read the same row of x; 0: not grouped
     u32 epilogue;
 };
-
-template <u32 T> __device__ __forceinline__ f32 weight_at(const u8* row, u32 k) {
-    if constexpr (T == T_F32) return ((const f32*)row)[k];
-    const u16 bits = ((const u16*)row)[k];
-    return T == T_F16 ? f16_to_f32(bits) : __uint_as_float((u32)bits << 16);
-}
 
 // A warp's weight rows and the columns that its block takes.
 template <class S> struct Work {
@@ -132,7 +127,7 @@ template <class S, u32 T> __device__ __forceinline__ void product(const Job& job
 #pragma unroll
     for (u32 r = 0; r < S::ROWS; r++) {
         const u64 row = (u64)expert * job.w.rows + min(work.row0 + r, job.w.rows - 1);
-        work.weights[r] = job.w.data + row * job.k * (T == T_F32 ? 4 : 2);
+        work.weights[r] = job.w.data + row * job.k * FLOAT_BYTES<T>;
     }
     f32 a[S::STEPS][S::ROWS];
     bool ready = job.k / 32 >= S::STEPS;

@@ -9,6 +9,7 @@ use crate::Error;
 use crate::driver::{Argument, Device, Memory, Ptr};
 use crate::launch::decode::Scratch;
 use crate::launch::group::Groups;
+use crate::launch::route::FEW_GROUPS;
 
 /// Rows in fixed point as kernels see them (`Fixed` in prelude.cuh).
 #[repr(C)]
@@ -103,6 +104,8 @@ pub(crate) struct Buffers {
     pub(crate) hidden_fixed: Fixed,
     /// The step's pairs by expert.
     pub(crate) groups: Groups,
+    /// Blocks of `route_few` that have arrived, by group of rows: zero between launches.
+    pub(crate) route_arrived: Memory<u32>,
     /// What fused decoding keeps between launches.
     pub(crate) decode: Scratch,
 }
@@ -161,6 +164,7 @@ impl Buffers {
             attn_fixed: Fixed::new(device, rows, s.q, activations)?,
             hidden_fixed: Fixed::new(device, pairs, s.width, activations)?,
             groups: Groups::new(device, config, rows)?,
+            route_arrived: device.zeros(FEW_GROUPS)?,
             decode: Scratch::new(device)?,
         })
     }

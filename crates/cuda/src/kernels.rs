@@ -35,6 +35,7 @@ const UNITS: &[UnitOf] = &[
     launch::product::UNIT,
     launch::product::UNIT_FLOAT,
     launch::route::UNIT,
+    launch::route::UNIT_FEW,
     launch::sample::UNIT,
 ];
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gguf::Dtype;
-use model::{Backend, Buffer, Ffn, Model, Row, Site, Stage, Step};
+use model::{Backend, Buffer, Ffn, Model, Row, Site, Spec, Stage, Step};
 use quant::fixed::{Activations, Fixed, SUB};
 
 use super::{NEEDS, cuda, model, normal, random, same, shape};
@@ -200,6 +200,68 @@ fn experts_are_chosen_as_on_the_cpu() {
             let got: Vec<u32> = ids[t * used..][..used].iter().map(|&id| id as u32).collect();
             assert_eq!(want_ids, got, "{what}");
             same(&what, &want_weights, &weights[t * used..][..used]);
+        }
+    }
+}
+
+/// Rule 2: 32 partial sums.
+fn dot(w: &[f32], x: &[f32]) -> f32 {
+    let mut sums = [0f32; 32];
+    w.iter().zip(x).enumerate().for_each(|(k, (w, x))| sums[k % 32] = w.mul_add(*x, sums[k % 32]));
+    for w in [16, 8, 4, 2, 1] {
+        (0..w).for_each(|p| sums[p] += sums[p + w]);
+    }
+    sums[0]
+}
+
+#[test]
+#[ignore = "needs a GPU: just gpu-test"]
+fn few_rows_are_routed_in_one_launch() {
+    // Blocks with several router rows, a last one with fewer, more blocks than a row has fixed-point blocks and fewer.
+    for (hidden, experts, used, t, dtype) in [
+        (2048, 128, 8, 64, Dtype::F32),
+        (256, 6, 2, 3, Dtype::F32),
+        (768, 33, 33, 40, Dtype::BF16),
+        (4096, 7, 1, 17, Dtype::F16),
+    ] {
+        let what = format!("{t} rows of {hidden}, {used} of {experts}, {dtype}");
+        let dtypes = |s: &Spec| if s.name.contains("gate_inp") { dtype } else { Dtype::F32 };
+        let model = Arc::new(synth::model(&shape(hidden, 64, experts, used), 5, dtypes));
+        let layer = &model.weights.layers[0];
+        let Ffn::Moe(moe) = model.config.ffn else { unreachable!("a mixture of experts") };
+        let model::FfnWeights::Moe { gate_inp: router, .. } = &layer.ffn else { unreachable!("a mixture of experts") };
+        let floats = |tensor: &gguf::Tensor, rows: usize| {
+            let mut values = vec![0.0; rows * hidden];
+            let (row, data) = (tensor.row_bytes(), &tensor.data);
+            let each = values.chunks_exact_mut(hidden).zip(data.chunks_exact(row));
+            each.for_each(|(to, from)| quant::dequantise_row(tensor.dtype, from, to));
+            values
+        };
+        let (norm, router) = (floats(&layer.ffn_norm, 1), floats(router, experts));
+        let x = rows(t, hidden);
+        let normed: Vec<f32> = x.chunks_exact(hidden).flat_map(|x| rms_norm(x, &norm, 1e-6)).collect();
+        let logits: Vec<f32> = normed
+            .chunks_exact(hidden)
+            .flat_map(|x| router.chunks_exact(hidden).map(move |w| dot(w, x)))
+            .collect();
+
+        let mut cuda = cuda(&model, Activations::A16, t);
+        // Twice: the count of blocks that have arrived goes back to zero.
+        for _ in 0..2 {
+            cuda.begin(&step(t, 64)).expect(NEEDS);
+            cuda.write(Buffer::X, &x).expect(NEEDS);
+            cuda.run(Site { stage: Stage::Route, layer: Some(0) }).expect(NEEDS);
+            same(&format!("{what}: normed"), &normed, &cuda.read(Buffer::Normed).expect(NEEDS));
+            check_fixed(&what, &normed, &cuda.buffers.normed_fixed, Activations::A16);
+            same(&format!("{what}: logits"), &logits, &cuda.read(Buffer::RouterLogits).expect(NEEDS));
+            let ids = cuda.read(Buffer::Experts).expect(NEEDS);
+            let weights = cuda.read(Buffer::ExpertWeights).expect(NEEDS);
+            for (r, row) in logits.chunks_exact(experts).enumerate() {
+                let (want_ids, want_weights) = route(row, used, moe.scale);
+                let got: Vec<u32> = ids[r * used..][..used].iter().map(|&id| id as u32).collect();
+                assert_eq!(want_ids, got, "{what}, row {r}");
+                same(&format!("{what}, row {r}"), &want_weights, &weights[r * used..][..used]);
+            }
         }
     }
 }

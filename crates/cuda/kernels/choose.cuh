@@ -1,0 +1,99 @@
+// The choice of a row's experts from its router logits: cpu::ops::softmax and cpu::ops::choose, by one warp.
+//
+// Lane p holds experts e = p (mod 32), so its sum is partial p of rule 2, and a butterfly 16 ... 1 adds the partials. The
+// best K by value, then by lower index, a NaN below every number; weights are summed in rank order.
+#pragma once
+#include "arith.cuh"
+
+// A dense model has no experts, and nobody calls this: it only has to compile.
+constexpr u32 E = EXPERTS > 0 ? EXPERTS : 1, K = USED > 0 ? USED : 1;
+// Experts of a lane.
+constexpr u32 OWN = (E + 31) / 32;
+// Up to here probabilities stay in registers; many more experts spill to local memory, slower and as right.
+constexpr u32 UNROLL = OWN <= 16 ? OWN : 1;
+constexpr u32 ROUNDS = K <= 16 ? K : 1;
+
+// Order of probabilities as integers: they are no less than +0, or NaN. 0 is left for what was taken.
+__device__ __forceinline__ u32 rank_key(f32 p) { return p != p ? 1 : __float_as_uint(p) + 2; }
+
+// `logits` [E] to `experts` [K] and `weights` [K].
+__device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32* weights) {
+    const u32 lane = threadIdx.x % 32;
+    f32 p[OWN];
+    const f32 none = __int_as_float(0xff800000);
+    f32 max = none;
+#pragma unroll UNROLL
+    for (u32 i = 0; i < OWN; i++) {
+        const u32 e = i * 32 + lane;
+        p[i] = e < E ? load_fresh(logits + e) : none;
+        max = p[i] > max ? p[i] : max;
+    }
+    // A maximum of numbers, NaN passed over: exact in any order (of two zeros either, which no exponential tells apart).
+#pragma unroll
+    for (int w = 16; w > 0; w /= 2) {
+        const f32 other = __shfl_xor_sync(0xffffffffu, max, w);
+        max = other > max ? other : max;
+    }
+    f32 sum = 0.0f;
+#pragma unroll UNROLL
+    for (u32 i = 0; i < OWN; i++) {
+        if (i * 32 + lane < E) {
+            p[i] = exp_exact(__fsub_rn(p[i], max));
+            sum = __fadd_rn(sum, p[i]);
+        }
+    }
+    const f32 total = butterfly(sum);
+    // The best of a lane's experts that are left; of equals the first.
+    u32 best = 0, at = 0;
+#pragma unroll UNROLL
+    for (u32 i = 0; i < OWN; i++) {
+        if (i * 32 + lane < E) {
+            p[i] = __fdiv_rn(p[i], total);
+            const u32 key = rank_key(p[i]);
+            if (key > best) best = key, at = i;
+        }
+    }
+    u32 taken[(OWN + 31) / 32] = {};
+
+    // Rank r is lane r's (mod 32).
+    f32 mine[(K + 31) / 32];
+    f32 chosen_sum = 0.0f;
+#pragma unroll ROUNDS
+    for (u32 r = 0; r < K; r++) {
+        const u32 key = __reduce_max_sync(0xffffffffu, best);
+        const u32 id = __reduce_min_sync(0xffffffffu, best == key ? at * 32 + lane : 0xffffffffu);
+        f32 weight = 0.0f;
+        if (id % 32 == lane) {
+            best = 0;
+            u32 next = 0;
+#pragma unroll UNROLL
+            for (u32 i = 0; i < OWN; i++) {
+                if (i == id / 32) {
+                    weight = p[i];
+                    taken[i / 32] |= 1u << (i % 32);
+                }
+                const bool left = i * 32 + lane < E && !(taken[i / 32] >> (i % 32) & 1);
+                const u32 other = rank_key(p[i]);
+                if (left && other > best) best = other, next = i;
+            }
+            at = next;
+        }
+        weight = __shfl_sync(0xffffffffu, weight, id % 32);
+        chosen_sum = __fadd_rn(chosen_sum, weight);
+        if (r % 32 == lane) {
+            experts[r] = id;
+            mine[r / 32] = weight;
+        }
+    }
+    // 2^-14: cpu::ops::RENORMALISE_FLOOR. A NaN sum meets the floor too.
+    const f32 floor = 6.103515625e-5f;
+    const f32 divisor = chosen_sum > floor ? chosen_sum : floor;
+#pragma unroll
+    for (u32 i = 0; i < (K + 31) / 32; i++) {
+        const u32 r = i * 32 + lane;
+        if (r >= K) continue;
+        f32 weight = mine[i];
+        if constexpr (RENORMALISE) weight = __fdiv_rn(weight, divisor);
+        weights[r] = __fmul_rn(weight, __int_as_float(EXPERT_SCALE));
+    }
+}
