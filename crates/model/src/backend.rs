@@ -217,49 +217,56 @@ pub trait Backend {
     }
 }
 
-/// A backend chosen when the program runs.
-impl<B: Backend + ?Sized> Backend for Box<B> {
-    fn model(&self) -> &Model {
-        (**self).model()
-    }
+/// Who holds a backend is one.
+macro_rules! held {
+    ($holder:ty) => {
+        impl<B: Backend + ?Sized> Backend for $holder {
+            fn model(&self) -> &Model {
+                (**self).model()
+            }
 
-    fn max_rows(&self) -> usize {
-        (**self).max_rows()
-    }
+            fn max_rows(&self) -> usize {
+                (**self).max_rows()
+            }
 
-    fn context(&self) -> usize {
-        (**self).context()
-    }
+            fn context(&self) -> usize {
+                (**self).context()
+            }
 
-    fn kv_blocks(&self) -> usize {
-        (**self).kv_blocks()
-    }
+            fn kv_blocks(&self) -> usize {
+                (**self).kv_blocks()
+            }
 
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        (**self).begin(step)
-    }
+            fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+                (**self).begin(step)
+            }
 
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        (**self).run(site)
-    }
+            fn run(&mut self, site: Site) -> Result<(), Fault> {
+                (**self).run(site)
+            }
 
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        (**self).read(buffer)
-    }
+            fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+                (**self).read(buffer)
+            }
 
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        (**self).write(buffer, values)
-    }
+            fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
+                (**self).write(buffer, values)
+            }
 
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        (**self).logits()
-    }
+            fn logits(&mut self) -> Result<&[f32], Fault> {
+                (**self).logits()
+            }
 
-    fn observe(&mut self, on: bool) -> bool {
-        (**self).observe(on)
-    }
+            fn observe(&mut self, on: bool) -> bool {
+                (**self).observe(on)
+            }
 
-    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
-        (**self).chooser()
-    }
+            fn chooser(&mut self) -> Option<&mut dyn Chooser> {
+                (**self).chooser()
+            }
+        }
+    };
 }
+// Chosen when the program runs; and lent.
+held!(Box<B>);
+held!(&mut B);

@@ -141,6 +141,22 @@ pub fn bisect(
     Ok(Bisection { report, reproduction })
 }
 
+/// Compares `sides` in one way of running, every buffer of every stage; narrows nothing down.
+///
+/// # Errors
+/// As [`bisect`]; [`BisectError::Nothing`] too where it cannot be run so.
+pub fn compare(
+    model: &Model,
+    sides: &mut [Side<'_>; 2],
+    ids: &[u32],
+    scenario: Scenario,
+) -> Result<RunFacts, BisectError> {
+    let judge = Judge::of(&sides[0].arithmetic, &sides[1].arithmetic);
+    let mut work = Work { model, judge, ids, options: &Options::default() };
+    let steps = work.steps(scenario, sides).map_err(|why| BisectError::Nothing { why })?;
+    work.run(scenario, sides, &steps)
+}
+
 fn outcome(runs: &[RunFacts], finding: Option<&Finding>) -> Outcome {
     let cells = runs.iter().flat_map(|run| run.cells.get(run.first_non_finite?));
     match finding {

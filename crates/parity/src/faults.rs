@@ -1,7 +1,8 @@
 //! Faults planted on purpose, one at a time: the ways in which such kernels went wrong elsewhere, each with what the
 //! debugger must say of it.
 //!
-//! A fault is planted in the right side alone: in the weights as it sees them, or around its stages ([`Faulty`]). Which
+//! A fault is planted in the right side alone: in the weights as it sees them, or around its stages
+//! ([`Hook`]). Which
 //! backend is broken does not matter here; the models that the faults are made for are described, not made.
 
 mod list;
@@ -13,11 +14,12 @@ use std::sync::Arc;
 
 use gguf::Dtype;
 use model::rope::{Rope, Scaling};
-use model::{Arch, Backend, Buffer, Chooser, Config, Fault, Ffn, Model, Moe, Site, Spec, Stage, Step};
+use model::{Arch, Backend, Buffer, Config, Fault, Ffn, Model, Moe, Site, Spec, Stage};
 
 pub use list::all;
 
 use crate::bisect::{BisectError, Bisection, Options, bisect};
+use crate::hooked::{Hook, Hooked};
 use crate::pair::Side;
 use crate::report::{Class, Report};
 use crate::scenario::Scenario;
@@ -125,7 +127,7 @@ enum Way {
     /// The weights or the configuration as the faulty side sees them.
     Model(fn(&mut Model)),
     /// Around the stages.
-    Stages(fn() -> Box<dyn Sabotage>),
+    Stages(fn() -> Box<dyn Hook>),
 }
 
 /// Makes a backend of a model.
@@ -149,7 +151,7 @@ impl Planted {
                 breaks(&mut broken);
                 build(Arc::new(broken))
             }
-            Way::Stages(sabotage) => Ok(Box::new(Faulty::new(build(Arc::new(model.clone()))?, sabotage()))),
+            Way::Stages(hook) => Ok(Box::new(Hooked::with(build(Arc::new(model.clone()))?, hook()))),
         }
     }
 
@@ -286,97 +288,6 @@ fn cell(location: &crate::report::Location) -> String {
         format!("`{}` ({}), {expert}, {row}, {block}, {element}", t.name, t.dtype)
     };
     location.tensors.iter().map(tensor).collect::<Vec<_>>().join("; ")
-}
-
-/// Breaks something around the stages of a backend.
-pub trait Sabotage {
-    /// The step that the backend is given in place of `step`.
-    fn begin(&mut self, step: &Step) -> Step {
-        step.clone()
-    }
-
-    /// Runs a stage, not quite as it should be.
-    fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
-        let _ = step;
-        inner.run(site)
-    }
-
-    /// Changes logits; `observed` is whether another buffer was read in this step.
-    fn logits(&mut self, logits: &mut [f32], observed: bool) {
-        let _ = (logits, observed);
-    }
-}
-
-/// A backend with a fault around its stages.
-pub struct Faulty<B> {
-    inner: B,
-    sabotage: Box<dyn Sabotage>,
-    step: Step,
-    observed: bool,
-    logits: Vec<f32>,
-}
-
-impl<B: Backend> Faulty<B> {
-    /// Breaks `inner`.
-    pub fn new(inner: B, sabotage: Box<dyn Sabotage>) -> Faulty<B> {
-        Faulty { inner, sabotage, step: Step::default(), observed: false, logits: Vec::new() }
-    }
-}
-
-impl<B: Backend> Backend for Faulty<B> {
-    fn model(&self) -> &Model {
-        self.inner.model()
-    }
-
-    fn max_rows(&self) -> usize {
-        self.inner.max_rows()
-    }
-
-    fn context(&self) -> usize {
-        self.inner.context()
-    }
-
-    fn kv_blocks(&self) -> usize {
-        self.inner.kv_blocks()
-    }
-
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.step = self.sabotage.begin(step);
-        self.observed = false;
-        self.inner.begin(&self.step)
-    }
-
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.sabotage.run(&mut self.inner, &self.step, site)
-    }
-
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.observed |= buffer != Buffer::Logits;
-        let mut values = self.inner.read(buffer)?;
-        if buffer == Buffer::Logits {
-            self.sabotage.logits(&mut values, self.observed);
-        }
-        Ok(values)
-    }
-
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.observed = true;
-        self.inner.write(buffer, values)
-    }
-
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.logits = self.inner.logits()?.to_vec();
-        self.sabotage.logits(&mut self.logits, self.observed);
-        Ok(&self.logits)
-    }
-
-    fn observe(&mut self, on: bool) -> bool {
-        self.inner.observe(on)
-    }
-
-    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
-        None
-    }
 }
 
 /// Buffers of a step, put back after a stage was run on others.

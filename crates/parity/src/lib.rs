@@ -14,6 +14,7 @@ pub mod dump;
 mod explain;
 pub mod faults;
 mod fingerprint;
+pub mod hooked;
 mod judge;
 mod localise;
 pub mod names;
@@ -26,14 +27,16 @@ pub mod routing;
 mod run;
 pub mod scenario;
 mod stats;
+pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod trace;
 mod verdict;
 
-pub use bisect::{BisectError, Bisection, Options, bisect};
+pub use bisect::{BisectError, Bisection, Options, bisect, compare};
 pub use dump::{Arithmetic, Dump, DumpError};
 pub use fingerprint::fingerprint;
+pub use hooked::{Hook, Hooked};
 pub use judge::Judge;
 pub use pair::{Engine, Side};
 pub use place::{Number, Place};

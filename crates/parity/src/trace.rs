@@ -1,14 +1,14 @@
-//! Watching a run: a decorator that copies named buffers aside after the stages that wrote them.
-//!
-//! It delegates to the backend it wraps, so what is traced is what runs. Knows no file: [`crate::dump`] writes what was
+//! Watching a run: a hook that copies named buffers aside after the stages that wrote them, so that what is traced is what
+//! runs. Knows no file: [`crate::dump`] writes what was
 //! kept.
 
 use std::collections::BTreeSet;
 
-use model::{Backend, Buffer, Chooser, Fault, Model, Site, Stage, Step};
+use model::{Backend, Buffer, Fault, Site, Stage, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::bisect::types;
+use crate::hooked::{Hook, Hooked};
 use crate::place::{Number, Place};
 use crate::report::LayerTypes;
 
@@ -141,8 +141,10 @@ pub struct Trace {
 }
 
 /// A backend whose buffers are copied aside.
-pub struct Traced<B> {
-    inner: B,
+pub type Traced<B> = Hooked<B, Keep>;
+
+/// Copies buffers aside after the stages that wrote them.
+pub struct Keep {
     filter: Filter,
     values: bool,
     trace: Trace,
@@ -153,22 +155,53 @@ impl<B: Backend> Traced<B> {
     pub fn new(mut inner: B, filter: Filter, values: bool) -> Traced<B> {
         let inside = inner.observe(true);
         let types = types(inner.model());
-        Traced { inner, filter, values, trace: Trace { inside, types, ..Trace::default() } }
+        let trace = Trace { inside, types, ..Trace::default() };
+        Hooked::with(inner, Box::new(Keep { filter, values, trace }))
     }
 
     /// Ends the watching.
-    pub fn finish(mut self) -> (B, Trace) {
-        self.inner.observe(false);
-        (self.inner, self.trace)
+    pub fn finish(self) -> (B, Trace) {
+        let (mut inner, keep) = self.into_parts();
+        inner.observe(false);
+        (inner, keep.trace)
+    }
+}
+
+impl Hook for Keep {
+    fn begin(&mut self, step: &Step) -> Step {
+        self.trace.steps.push(step.clone());
+        step.clone()
     }
 
-    fn keep(&mut self, site: Site, buffer: Buffer) -> Result<(), Fault> {
-        let values = self.inner.read(buffer)?;
-        let Some(step) = self.trace.steps.last() else { return Ok(()) };
-        let shape = buffer.shape(&self.inner.model().config, step.rows.len(), step.logits.len());
+    fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
+        inner.run(site)?;
+        if self.filter.takes(site) {
+            let inside = if self.trace.inside { site.stage.inside() } else { &[] };
+            for &buffer in inside.iter().chain(site.stage.writes()) {
+                self.keep(inner, step, site, buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&self, on: bool) -> bool {
+        on || self.trace.inside
+    }
+}
+
+impl Keep {
+    fn keep(
+        &mut self,
+        inner: &mut dyn Backend,
+        step: &Step,
+        site: Site,
+        buffer: Buffer,
+    ) -> Result<(), Fault> {
+        let values = inner.read(buffer)?;
+        let shape = buffer.shape(&inner.model().config, step.rows.len(), step.logits.len());
         let chosen = match self.filter.experts {
             Some(_) if per_expert(buffer) && site.stage != Stage::FeedForward => {
-                self.inner.read(Buffer::Experts)?
+                inner.read(Buffer::Experts)?
             }
             _ => vec![0.0; if per_expert(buffer) { shape[0] * shape[1] } else { 0 }],
         };
@@ -194,62 +227,6 @@ impl<B: Backend> Traced<B> {
 pub(crate) fn pick(values: &[f32], shape: &[usize], buffer: Buffer, lines: &[usize]) -> Vec<f32> {
     let len: usize = shape[if per_expert(buffer) { 2 } else { 1 }..].iter().product();
     lines.iter().flat_map(|&line| &values[line * len..][..len]).copied().collect()
-}
-
-impl<B: Backend> Backend for Traced<B> {
-    fn model(&self) -> &Model {
-        self.inner.model()
-    }
-
-    fn max_rows(&self) -> usize {
-        self.inner.max_rows()
-    }
-
-    fn context(&self) -> usize {
-        self.inner.context()
-    }
-
-    fn kv_blocks(&self) -> usize {
-        self.inner.kv_blocks()
-    }
-
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.inner.begin(step)?;
-        self.trace.steps.push(step.clone());
-        Ok(())
-    }
-
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.inner.run(site)?;
-        if self.filter.takes(site) {
-            let inside = if self.trace.inside { site.stage.inside() } else { &[] };
-            for &buffer in inside.iter().chain(site.stage.writes()) {
-                self.keep(site, buffer)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.inner.read(buffer)
-    }
-
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.inner.write(buffer, values)
-    }
-
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.inner.logits()
-    }
-
-    fn observe(&mut self, on: bool) -> bool {
-        self.inner.observe(on || self.trace.inside)
-    }
-
-    /// None: what a backend feeds to itself passes no stage that could be watched.
-    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
-        None
-    }
 }
 
 #[cfg(test)]

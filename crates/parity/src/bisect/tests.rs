@@ -9,6 +9,7 @@ use quant::fixed::Activations;
 use super::*;
 use crate::dump::{self, Arithmetic, Dump, Origin};
 use crate::faults;
+use crate::hooked::{Hook, Hooked};
 use crate::player::Player;
 use crate::testing;
 use crate::trace::{Filter, Traced};
@@ -56,7 +57,7 @@ fn trace(
     arithmetic: Arithmetic,
     filter: Filter,
 ) {
-    let mut traced = Traced::new(Borrowed { backend, blind: false }, filter, true);
+    let mut traced = Traced::new(backend, filter, true);
     let step = Step::prefill(&IDS, 0, vec![0]);
     forward(&mut traced, &step).expect("it computes");
     let origin = Origin {
@@ -71,42 +72,12 @@ fn trace(
     dump::write(&folder.0, &traced.finish().1, origin, &IDS).expect("there is room");
 }
 
-/// A backend that is given back, and that does not show the inside of its stages if it is blind.
-struct Borrowed<'a> {
-    backend: &'a mut dyn Backend,
-    blind: bool,
-}
+/// Does not show the inside of stages.
+struct Blind;
 
-impl Backend for Borrowed<'_> {
-    fn model(&self) -> &Model {
-        self.backend.model()
-    }
-    fn max_rows(&self) -> usize {
-        self.backend.max_rows()
-    }
-    fn context(&self) -> usize {
-        self.backend.context()
-    }
-    fn kv_blocks(&self) -> usize {
-        self.backend.kv_blocks()
-    }
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.backend.begin(step)
-    }
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.backend.run(site)
-    }
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.backend.read(buffer)
-    }
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.backend.write(buffer, values)
-    }
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.backend.logits()
-    }
-    fn observe(&mut self, on: bool) -> bool {
-        !self.blind && self.backend.observe(on)
+impl Hook for Blind {
+    fn observe(&self, _: bool) -> bool {
+        false
     }
 }
 
@@ -316,9 +287,9 @@ fn without_the_inside() {
         let model = Arc::new(fault.model(&synth::model(&shape, 7, |spec| fault.host.dtype(spec))));
         let build =
             |model: Arc<Model>| -> Result<Box<dyn Backend>, String> { Ok(Box::new(testing::cpu(&model))) };
-        let (mut left, mut right) = (testing::cpu(&model), fault.plant(&model, &build).expect("it builds"));
-        let mut left = Borrowed { backend: &mut left, blind: true };
-        let mut right = Borrowed { backend: &mut right, blind: true };
+        let (left, right) = (testing::cpu(&model), fault.plant(&model, &build).expect("it builds"));
+        let mut left = Hooked::with(left, Box::new(Blind));
+        let mut right = Hooked::with(right, Box::new(Blind));
         let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
         let found =
             bisect(&model, &mut sides, &fault.host.prompt(), &Options::default()).expect("it runs").report;

@@ -239,7 +239,7 @@ fn in_sizes() -> Vec<Planted> {
 
 /// Kernels, and what is between them.
 fn in_stages() -> Vec<Planted> {
-    let stage = |name, what, source, stage, run: fn() -> Box<dyn super::Sabotage>| {
+    let stage = |name, what, source, stage, run: fn() -> Box<dyn crate::hooked::Hook>| {
         planted(name, what, source, Way::Stages(run), local(stage, LAYER, &[]))
     };
     use Stage::{Attend, AttnOut, ExpertsDown, RopeStore, Route};

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{Backend, Buffer, Fault, Ffn, Model, Row, Site, Stage, Step};
 
 use super::weights::LAYER;
-use super::{Sabotage, restore, save};
+use super::{restore, save};
+use crate::hooked::Hook;
 
 /// Runs a stage of [`LAYER`] in its own way; every other stage as it should be.
 pub(super) struct Around {
@@ -13,7 +14,7 @@ pub(super) struct Around {
     pub(super) run: fn(&mut dyn Backend, &Step, Site) -> Result<(), Fault>,
 }
 
-impl Sabotage for Around {
+impl Hook for Around {
     fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
         // Replayed alone, the layer is the first of one.
         let last = inner.model().config.layers - 1;
@@ -27,7 +28,7 @@ impl Sabotage for Around {
 pub(super) fn around(
     stage: Stage,
     run: fn(&mut dyn Backend, &Step, Site) -> Result<(), Fault>,
-) -> Box<dyn Sabotage> {
+) -> Box<dyn Hook> {
     Box::new(Around { stage, run })
 }
 
@@ -292,7 +293,7 @@ pub(super) struct EarlyLoad {
     before: Vec<f32>,
 }
 
-impl Sabotage for EarlyLoad {
+impl Hook for EarlyLoad {
     fn run(&mut self, inner: &mut dyn Backend, _: &Step, site: Site) -> Result<(), Fault> {
         if site.stage != Stage::ExpertsUp {
             return inner.run(site);
@@ -313,7 +314,7 @@ pub(super) struct StaleRow {
     before: BTreeMap<Buffer, Vec<f32>>,
 }
 
-impl Sabotage for StaleRow {
+impl Hook for StaleRow {
     fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
         if site != (Site { stage: Stage::RopeStore, layer: Some(LAYER) }) {
             return inner.run(site);
@@ -336,7 +337,7 @@ impl Sabotage for StaleRow {
 /// Positions that go on one too far where a chunk begins.
 pub(super) struct ChunkBorder;
 
-impl Sabotage for ChunkBorder {
+impl Hook for ChunkBorder {
     fn begin(&mut self, step: &Step) -> Step {
         let mut step = step.clone();
         let last = step.tables.iter().map(|table| table.len() * model::BLOCK).min().unwrap_or(0);
@@ -355,7 +356,7 @@ pub(super) struct MissingWait {
     again: bool,
 }
 
-impl Sabotage for MissingWait {
+impl Hook for MissingWait {
     fn begin(&mut self, step: &Step) -> Step {
         let rows = step.rows.iter().map(|row| (row.token, row.position, row.sequence)).collect();
         self.again = !self.seen.insert(rows);
@@ -373,7 +374,7 @@ impl Sabotage for MissingWait {
 /// Right whenever somebody looks.
 pub(super) struct OnlyUnobserved;
 
-impl Sabotage for OnlyUnobserved {
+impl Hook for OnlyUnobserved {
     fn logits(&mut self, logits: &mut [f32], observed: bool) {
         if !observed && let Some(first) = logits.first_mut() {
             *first += 1.0;
