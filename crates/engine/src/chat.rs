@@ -37,12 +37,15 @@ pub struct Limits {
     /// minijinja does without asking for fuel, such as comparing two lists that hold themselves many times over.
     /// Such a rendering cannot be interrupted: it is abandoned, and goes on until it is done or the process ends.
     pub time: Duration,
+    /// The most renderings at a time, abandoned ones included: so that a hostile template holds that many threads and
+    /// no more, however often it is asked.
+    pub threads: usize,
 }
 
 impl Default for Limits {
     /// Room for thousands of messages and megabytes of text.
     fn default() -> Self {
-        Self { fuel: 1_000_000, output: 32 << 20, time: Duration::from_secs(5) }
+        Self { fuel: 1_000_000, output: 32 << 20, time: Duration::from_secs(5), threads: 16 }
     }
 }
 
@@ -70,6 +73,8 @@ pub struct Conversation {
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     limits: Limits,
+    /// One reference for each rendering that goes on.
+    rendering: Arc<()>,
     /// `bos_token`, `eos_token` and `pad_token`, as far as the file names them.
     special_tokens: Vec<(&'static str, String)>,
 }
@@ -106,18 +111,28 @@ impl ChatTemplate {
         let source = source.to_owned();
         let environment =
             bounded(limits, move || environment(source, limits.fuel).map_err(ChatError::Template))?;
-        Ok(Self { environment: Arc::new(environment), limits, special_tokens: Vec::new() })
+        let (environment, rendering) = (Arc::new(environment), Arc::new(()));
+        Ok(Self { environment, limits, rendering, special_tokens: Vec::new() })
     }
 
     /// The prompt for `conversation`: text that spells control tokens, for [`crate::Specials::Parse`].
     ///
     /// # Errors
-    /// [`ChatError::Refused`] where the template raises an exception; [`ChatError::Budget`], [`ChatError::TooLong`]
-    /// and [`ChatError::TooSlow`] where it exceeds its limits; [`ChatError::Template`] for other failures.
+    /// [`ChatError::Refused`] where the template raises an exception; [`ChatError::Budget`], [`ChatError::TooLong`],
+    /// [`ChatError::TooSlow`] and [`ChatError::Busy`] where it exceeds its limits; [`ChatError::Template`] for other failures.
     pub fn render(&self, conversation: &Conversation) -> Result<String, ChatError> {
         let (environment, context, limits) =
             (Arc::clone(&self.environment), self.context(conversation), self.limits);
-        bounded(limits, move || render(&environment, context, limits))
+        let held = Arc::clone(&self.rendering);
+        // The template has one reference of its own. Of renderings that begin at once, all may find that they are too many.
+        if Arc::strong_count(&held) > limits.threads + 1 {
+            return Err(ChatError::Busy { threads: limits.threads });
+        }
+        bounded(limits, move || {
+            let rendered = render(&environment, context, limits);
+            drop(held);
+            rendered
+        })
     }
 
     /// The template's variables, by the names that `transformers` gives them.
@@ -295,6 +310,10 @@ pub enum ChatError {
     /// Control tokens spelled in messages cannot be kept apart from the template's.
     #[error("the conversation spells a control token and has every character of private use")]
     NoMark,
+    /// Too many renderings go on.
+    #[error("the chat template is being rendered {threads} times already")]
+    #[allow(missing_docs, reason = "the message says it")]
+    Busy { threads: usize },
     /// There is no thread to run the template on.
     #[error("cannot start a thread for the chat template: {0}")]
     Thread(io::Error),

@@ -1,5 +1,7 @@
 //! Token ids to text, one at a time, as early as the text is certain. Knows nothing of stop strings.
 
+use std::ops::Deref;
+
 use crate::{Tokenizer, TokenizerError};
 
 /// Decodes a stream of tokens without ever emitting half a character.
@@ -7,14 +9,14 @@ use crate::{Tokenizer, TokenizerError};
 /// What all calls return together equals [`Tokenizer::decode`] of all ids together, and each call returns as
 /// much of it as no later token can change: whole characters, and U+FFFD as soon as bytes are known to be no UTF-8.
 #[derive(Debug)]
-pub struct StreamDecoder<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct StreamDecoder<T> {
+    tokenizer: T,
     text: Utf8Stream,
 }
 
-impl<'t> StreamDecoder<'t> {
-    /// A decoder at the start of a text.
-    pub fn new(tokenizer: &'t Tokenizer) -> Self {
+impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
+    /// A decoder at the start of a text. `tokenizer`: borrowed or shared.
+    pub fn new(tokenizer: T) -> Self {
         Self { tokenizer, text: Utf8Stream::default() }
     }
 

@@ -2,7 +2,7 @@
 //! template to a tokenizer; knows nothing of where messages come from.
 
 use std::collections::{BTreeSet, HashSet};
-use std::ops::RangeInclusive;
+use std::ops::{Deref, RangeInclusive};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value as Json;
@@ -26,19 +26,20 @@ pub fn raw_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Tokeniz
 /// text that it is made of, so a message cannot end its own turn or speak for another role. (transformers and
 /// llama.cpp parse both alike.)
 #[derive(Debug)]
-pub struct ChatEncoder<'a> {
-    tokenizer: &'a Tokenizer,
-    template: &'a ChatTemplate,
+pub struct ChatEncoder<T, C> {
+    tokenizer: T,
+    template: C,
     controls: Controls,
 }
 
-impl<'a> ChatEncoder<'a> {
-    /// Prepares the search for the vocabulary's control tokens.
+impl<T: Deref<Target = Tokenizer>, C: Deref<Target = ChatTemplate>> ChatEncoder<T, C> {
+    /// Prepares the search for the vocabulary's control tokens. Both are borrowed or shared.
     ///
     /// # Errors
     /// [`ChatError::Tokenizer`] where a vocabulary has too many of them.
-    pub fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate) -> Result<Self, ChatError> {
-        Ok(Self { tokenizer, template, controls: Controls::of(tokenizer)? })
+    pub fn new(tokenizer: T, template: C) -> Result<Self, ChatError> {
+        let controls = Controls::of(&tokenizer)?;
+        Ok(Self { tokenizer, template, controls })
     }
 
     /// The ids of `conversation`.

@@ -76,12 +76,29 @@ impl Sampler {
     /// [`SamplerError::NonFinite`] for a NaN or an infinity among the logits; [`SamplerError::NoLogits`];
     /// [`SamplerError::BiasedId`] for a bias on an id that there is not.
     pub fn sample(&mut self, logits: &[f32], history: &[u32], position: u64) -> Result<u32, SamplerError> {
+        self.sample_allowed(logits, history, position, None)
+    }
+
+    /// [`Sampler::sample`] among the tokens that a grammar allows: bit `id % 32` of word `id / 32` of `allowed`.
+    ///
+    /// # Errors
+    /// Those of [`Sampler::sample`]; [`SamplerError::NothingAllowed`].
+    pub fn sample_allowed(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        position: u64,
+        allowed: Option<&[u32]>,
+    ) -> Result<u32, SamplerError> {
         let mut best = first_maximum(logits)?;
         let mut logits = logits;
-        if self.params.adjusts() {
+        if self.params.adjusts() || allowed.is_some() {
             self.logits.clear();
             self.logits.extend_from_slice(logits);
             self.params.adjust(&mut self.logits, history)?;
+            if let Some(allowed) = allowed {
+                forbid(&mut self.logits, allowed)?;
+            }
             logits = &self.logits;
             best = first_maximum(logits)?;
         }
@@ -105,6 +122,20 @@ impl Sampler {
         self.candidates.sort_unstable_by_key(|candidate| candidate.id);
         Ok(draw(&self.candidates, rng::bits_at(self.params.seed, position)))
     }
+}
+
+/// Puts the logits of tokens that are not allowed so far down that they weigh nothing, and lifts those of allowed ones
+/// above that, whatever biased them.
+fn forbid(logits: &mut [f32], allowed: &[u32]) -> Result<(), SamplerError> {
+    /// Above `f32::MIN` by more than any temperature takes away.
+    const LOWEST: f32 = f32::MIN / 2.0;
+    let mut some = false;
+    for (id, logit) in logits.iter_mut().enumerate() {
+        let is_allowed = allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+        some |= is_allowed;
+        *logit = if is_allowed { logit.max(LOWEST) } else { f32::MIN };
+    }
+    if some { Ok(()) } else { Err(SamplerError::NothingAllowed) }
 }
 
 /// The id of the largest logit, of equals the lowest. Every logit is checked on the way.
@@ -248,6 +279,9 @@ pub enum SamplerError {
     #[error("{nan} NaN and {infinite} infinite among {len} logits, the first at token id {first}")]
     #[allow(missing_docs, reason = "the message says it")]
     NonFinite { nan: usize, infinite: usize, first: usize, len: usize },
+    /// A grammar leaves no token to choose.
+    #[error("the grammar allows no token here")]
+    NothingAllowed,
     /// There are no logits, or more than ids.
     #[error("there are no logits to choose from")]
     NoLogits,

@@ -148,6 +148,13 @@ fn output_and_time_are_limited() {
     let compare = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}";
     let limits = Limits { time: Duration::from_millis(100), ..Limits::default() };
     check_stopped("time", compare, limits, "was not done after 100ms");
+    // What was abandoned holds its thread, and there are so many and no more.
+    let limits = Limits { time: Duration::from_millis(50), threads: 2, ..limits };
+    let template = ChatTemplate::with_limits(compare, limits).unwrap();
+    for want in ["was not done", "was not done", "being rendered 2 times already"] {
+        let error = template.render(&Conversation::default()).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
 }
 
 /// The default limits leave room: 3,000 messages, 2 MB.

@@ -365,3 +365,34 @@ fn log_probabilities() {
     assert!(logprobs(&[f32::NAN], 0, 0).is_err());
     assert!(logprobs(&[0.0], 1, 0).is_err());
 }
+
+#[test]
+fn what_a_grammar_allows() {
+    let logits = [5.0f32, 4.0, 3.0, f32::MIN];
+    let check = |params: SamplerParams, allowed: &[u32], want| {
+        let mut sampler = Sampler::new(params.clone()).unwrap();
+        let got = sampler.sample_allowed(&logits, &[], 3, Some(allowed));
+        assert_eq!(got, want, "{params:?} {allowed:?}");
+    };
+    let hot = SamplerParams { temperature: 100.0, ..params() };
+    let biased = SamplerParams { logit_bias: BTreeMap::from([(1, f32::MIN), (0, 99.0)]), ..params() };
+    for params in [SamplerParams::greedy(), params(), hot, biased] {
+        for id in 0..4 {
+            check(params.clone(), &[1 << id], Ok(id));
+        }
+        check(params.clone(), &[0], Err(SamplerError::NothingAllowed));
+        check(params, &[], Err(SamplerError::NothingAllowed));
+    }
+    check(SamplerParams::greedy(), &[0b0110], Ok(1));
+    // The guard comes first: a NaN that is not allowed is a numeric fault all the same.
+    let mut sampler = Sampler::new(params()).unwrap();
+    let fault = sampler.sample_allowed(&[0.0, f32::NAN], &[], 0, Some(&[1]));
+    assert!(matches!(fault, Err(SamplerError::NonFinite { first: 1, .. })), "{fault:?}");
+    // A mask that allows all changes nothing.
+    let long: Vec<f32> = (0..100u8).map(|i| f32::from(i % 7)).collect();
+    for position in 0..50 {
+        let free = sample(params(), &long, &[], position);
+        let mut sampler = Sampler::new(params()).unwrap();
+        assert_eq!(sampler.sample_allowed(&long, &[], position, Some(&[u32::MAX; 4])), free);
+    }
+}
