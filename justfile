@@ -11,9 +11,10 @@ test:
 check:
     .ci/run
 
-# The tests that need an NVIDIA GPU.
-gpu-test:
-    cargo test -p cuda --release -- --ignored --test-threads 1
+# The tests that need an NVIDIA GPU, and the full-size model, which is made if it is not there.
+gpu-test model='/dev/shm/qwen3-30b-a3b.gguf':
+    [ -s '{{model}}' ] || cargo run --release -- synth qwen3-30b-a3b '{{model}}'
+    TALLY_TEST_MODEL='{{model}}' cargo test -p cuda --release -- --ignored --test-threads 1 --skip a_little_of_everything
 
 # The GPU's kernels on the CPU, as they stand in crates/cuda/kernels.
 emulate *filter:

@@ -6,30 +6,12 @@
 
 mod bits;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-use cuda::{Compiler, KernelFiles, Place};
-
 use bits::models::{FUSED, SMALL, SUPER, fused, in_turn, shape};
-use bits::{Setup, checks, lockstep, plain};
-
-/// How to run in the emulator, if there is one.
-/// A folder of kernels to test instead of those that were built in.
-const KERNELS: &str = "TALLY_TEST_KERNELS";
-
-fn setup() -> Option<Setup> {
-    if let Err(error) = Compiler::emulated(&KernelFiles::default()) {
-        assert!(env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but: {error}");
-        println!("did not run: {error}");
-        return None;
-    }
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
-    let setup = Setup::at(Place::Emulated);
-    let kernels = KernelFiles { sources: env::var_os(KERNELS).map(PathBuf::from), cache: Some(cache) };
-    Some(Setup { kernels, context: 320, kv_blocks: 24, ..setup })
-}
+use bits::{KERNELS, Setup, checks, emulated as setup, lockstep, plain};
 
 /// Rows of whole super-blocks, all types: a mixture of experts, or dense.
 fn super_types(dense: bool) {

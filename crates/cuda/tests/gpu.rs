@@ -20,7 +20,7 @@ fn setup() -> Setup {
             let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
             Setup { kernels: KernelFiles::cached(cache), ..Setup::at(Place::Emulated) }
         }
-        _ => Setup::at(Place::Gpu(0)),
+        _ => Setup::gpu(),
     }
 }
 

@@ -6,6 +6,7 @@ use cpu::Cpu;
 use cuda::Cuda;
 use engine::{Sampler, SamplerParams};
 use model::{Backend, Chosen, Lane, Model, Row, Step, forward};
+use parity::claim::{self, Refuted};
 
 use super::{Setup, plain, same, table, tokens};
 
@@ -70,6 +71,16 @@ pub(crate) fn repeats(model: &Arc<Model>, setup: &Setup, rows: &[usize], times: 
             same(&format!("{n} rows, repeat {i}"), first.get_or_insert_with(|| logits.to_vec()), logits);
         }
     }
+}
+
+/// Falsifier FALSIFY-QW3-MOE-GPU-PARITY-001: a prompt of three tokens gives the same logits on both. `say` hears how much
+/// of each side is numbers before anything is judged.
+pub(crate) fn parity(cpu: &mut Cpu, cuda: &mut Cuda, say: &mut dyn FnMut(String)) -> Result<(), Refuted> {
+    let step = Step::prefill(&[1, 2, 3], 0, table(3));
+    forward(cpu, &step).unwrap();
+    forward(cuda, &step).unwrap();
+    let place = cuda.gpu().place.to_string();
+    claim::same_logits(["cpu", &place], cpu.logits().unwrap(), cuda.logits().unwrap(), say)
 }
 
 /// Two precisions of activations are two arithmetics: this has to panic.

@@ -7,10 +7,12 @@
 pub(crate) mod checks;
 pub(crate) mod models;
 
+use std::env;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cpu::Cpu;
-use cuda::{Cuda, KernelFiles, Place};
+use cuda::{Compiler, Cuda, KernelFiles, Place};
 use model::{BLOCK, Backend, Ffn, Model, Site, Stage, Step, forward};
 use quant::fixed::Activations;
 
@@ -41,6 +43,12 @@ impl Setup {
         }
     }
 
+    /// On the first GPU. What is compiled is kept for as long as temporary files are: tests share most of it.
+    pub(crate) fn gpu() -> Setup {
+        let cache = env::temp_dir().join("tally-gpu-tests");
+        Setup { kernels: KernelFiles::cached(cache), ..Setup::at(Place::Gpu(0)) }
+    }
+
     pub(crate) fn a8(&self) -> Setup {
         Setup { activations: Activations::A8, ..self.clone() }
     }
@@ -64,6 +72,21 @@ impl Setup {
         Cuda::new(model.clone(), &options, &mut |_, _| ())
             .unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place))
     }
+}
+
+/// A folder of kernels to test in the emulator instead of those that were built in.
+pub(crate) const KERNELS: &str = "TALLY_TEST_KERNELS";
+
+/// How to run in the emulator, if there is one.
+pub(crate) fn emulated() -> Option<Setup> {
+    if let Err(error) = Compiler::emulated(&KernelFiles::default()) {
+        assert!(env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but: {error}");
+        println!("did not run: {error}");
+        return None;
+    }
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
+    let kernels = KernelFiles { sources: env::var_os(KERNELS).map(PathBuf::from), cache: Some(cache) };
+    Some(Setup { kernels, context: 320, kv_blocks: 24, ..Setup::at(Place::Emulated) })
 }
 
 /// The bits of a value, every NaN taken as one.
