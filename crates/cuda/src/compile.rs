@@ -255,6 +255,11 @@ pub fn nvrtc_version() -> Result<String, Error> {
     }
 }
 
+/// The built-in kernel sources: name and text of each file.
+pub fn kernel_sources() -> Vec<(&'static str, String)> {
+    Sources::built_in().all().map(|(name, text)| (name, text.to_owned())).collect()
+}
+
 /// The hash of the built-in kernel sources: what evidence of a run on a GPU is evidence for.
 pub fn source_hash() -> String {
     Sources::built_in().hash()

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use model::{Backend, Buffer, Chooser, Fault, Ffn, Model, Site, Stage, Step};
 use quant::fixed::Activations;
 
-pub use compile::{Compiler, Image, KernelFiles, Unit, nvrtc_version, source_hash};
+pub use compile::{Compiler, Image, KernelFiles, Unit, kernel_sources, nvrtc_version, source_hash};
 pub use driver::{Gpu, Place, gpus};
 pub use error::Error;
 pub use exp_check::{exp_checksums, exp_unit};

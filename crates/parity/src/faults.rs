@@ -162,8 +162,7 @@ impl Planted {
         let mut right = self.plant(&model, build).map_err(TrialError::Build)?;
         let mut sides = [Side::live("right way", "a16", &mut left), Side::live("faulty", "a16", &mut right)];
         let bisection = bisect(&model, &mut sides, &self.host.prompt(), &Options::default())?;
-        let missed = self.expected.missed(&bisection.report);
-        Ok(Trial { fault: *self, bisection, missed })
+        Ok(Trial::of([self.name, self.what, self.source], &self.expected, bisection))
     }
 }
 
@@ -180,15 +179,47 @@ pub enum TrialError {
 
 /// A fault and what the debugger said of it.
 pub struct Trial {
-    /// The fault.
-    pub fault: Planted,
+    /// The fault's name.
+    pub name: &'static str,
+    /// What is wrong.
+    pub what: &'static str,
+    /// Where it was met.
+    pub source: &'static str,
     /// What was found.
     pub bisection: Bisection,
     /// What was not named, or named wrongly.
     pub missed: Vec<String>,
 }
 
+impl Trial {
+    /// Holds what was found of a fault, given by name, what is wrong and where it was met, against what must be said.
+    pub fn of([name, what, source]: [&'static str; 3], expected: &Expected, bisection: Bisection) -> Trial {
+        let missed = expected.missed(&bisection.report);
+        Trial { name, what, source, bisection, missed }
+    }
+}
+
 impl Expected {
+    /// A fault of this kind in this place, of these tensors; nothing else is asked for.
+    pub const fn new(
+        stage: Stage,
+        layer: Option<usize>,
+        kind: Kind,
+        tensors: &'static [&'static str],
+    ) -> Expected {
+        Expected {
+            stage,
+            layer,
+            kind,
+            tensors,
+            expert: None,
+            row: None,
+            block: None,
+            element: None,
+            feature: None,
+        }
+    }
+
     /// What `report` does not name as it should.
     pub fn missed(&self, report: &Report) -> Vec<String> {
         let Some(finding) = &report.finding else { return vec!["nothing was found".into()] };
@@ -239,7 +270,7 @@ pub fn table(trials: &[Trial]) -> String {
          places share | |\n|---|---|---|---|---|---|---|---|\n",
     );
     for trial in trials {
-        let Planted { name, what, source, .. } = trial.fault;
+        let Trial { name, what, source, .. } = trial;
         let (class, place, tensor, feature) = match &trial.bisection.report.finding {
             None => ("none".into(), "none".into(), String::new(), String::new()),
             Some(finding) => {

@@ -528,7 +528,7 @@ impl Probe<'_, '_> {
     }
 
     /// What both sides make of the failing row with only a part of its input, as the line of the wrong buffer. As many
-    /// rows at a time as the failing step had, since one row and many rows may be different kernels.
+    /// rows at a time as the stage had, since one row and many rows may be different kernels.
     fn answers(
         &mut self,
         input: Buffer,
@@ -537,7 +537,11 @@ impl Probe<'_, '_> {
         rank: usize,
         parts: &[Part],
     ) -> Result<Vec<[Vec<f32>; 2]>, BisectError> {
-        let group = self.capture.step.rows.len().min(self.bench.max_rows()).max(1);
+        let rows = match self.site().stage {
+            Stage::Head => self.capture.step.logits.len(),
+            _ => self.capture.step.rows.len(),
+        };
+        let group = rows.min(self.bench.max_rows()).max(1);
         let (used, width) = (self.used(), self.width());
         let mut all = Vec::new();
         for parts in parts.chunks(group) {

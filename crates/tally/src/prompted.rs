@@ -8,6 +8,7 @@ use engine::Tokenizer;
 use gguf::File;
 use model::Model;
 use quant::fixed::Activations;
+use rayon::ThreadPool;
 
 use crate::activations::ActivationsArg;
 use crate::device::{Device, KernelArgs, Placed, Request};
@@ -64,14 +65,23 @@ impl ComputeArgs {
         context: usize,
         sequences: usize,
     ) -> Result<Placed, Failure> {
-        let request = Request {
+        self.request(context, sequences).place_on(model, device)
+    }
+
+    /// What a backend for `sequences` of `context` positions is built for.
+    pub(crate) fn request(&self, context: usize, sequences: usize) -> Request {
+        Request {
             context,
             sequences,
             threads: self.threads.count(),
             activations: self.activations(),
             kernels: self.kernels.files(),
-        };
-        request.place_on(model, device)
+        }
+    }
+
+    /// As many threads as were asked for, for work beside backends.
+    pub(crate) fn pool(&self) -> Result<ThreadPool, Failure> {
+        self.threads.pool()
     }
 }
 

@@ -9,18 +9,7 @@ use super::{Expected, Host, Kind, Planted, Way};
 use crate::scenario::Scenario;
 
 const fn expect(stage: Stage, layer: usize, kind: Kind, tensors: &'static [&'static str]) -> Expected {
-    let layer = Some(layer);
-    Expected {
-        stage,
-        layer,
-        kind,
-        tensors,
-        expert: None,
-        row: None,
-        block: None,
-        element: None,
-        feature: None,
-    }
+    Expected::new(stage, Some(layer), kind, tensors)
 }
 
 const fn local(stage: Stage, layer: usize, tensors: &'static [&'static str]) -> Expected {

@@ -32,12 +32,7 @@ fn every_fault_is_named_exactly() {
         .iter()
         .filter(|trial| !trial.missed.is_empty())
         .map(|trial| {
-            format!(
-                "{}: {}\n    {}",
-                trial.fault.name,
-                trial.missed.join("; "),
-                trial.bisection.report.verdict
-            )
+            format!("{}: {}\n    {}", trial.name, trial.missed.join("; "), trial.bisection.report.verdict)
         })
         .collect();
     assert!(missed.is_empty(), "{} of {} missed:\n{}", missed.len(), trials.len(), missed.join("\n"));

@@ -1,9 +1,15 @@
 //! `tally faults`: every fault that the debugger is tested with, planted, and what it says of each.
 
+mod kernels;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Backend, Model};
+use model::{Backend, Model, Site, Stage};
 use parity::faults::{self, Host, Planted, Trial};
+use parity::{Bisection, Options, Side, bisect};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use synth::Shape;
 
@@ -12,15 +18,20 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 use crate::prompted::ComputeArgs;
+use kernels::KernelFault;
 
 const EXAMPLES: &str = "\
 Examples:
   tally faults > faults.md                         the table of the repository
   tally faults --only one-kernel-for-all-types     the story that began it all
   tally faults --device cuda                       planted around a GPU's stages and in its weights
+  tally faults --in-kernels --device cuda          planted in the GPU's kernels, which are held against the CPU
+  tally faults --in-kernels --only kernel-down-read-as-q6-k --write edited
+  tally bisect model.gguf --ids 1,2,3 --right cuda --kernels edited
 
 Each fault is planted in one of two backends that are equal otherwise, on a small random model, and the debugger is let
-loose on both. The table says what it named.
+loose on both. The table says what it named. Two kernels' faults are planted together as well: the first must be named,
+and the second once the first is masked.
 
 Exit codes: 0 all were named exactly; 4 one was not; 1 something failed; 2 wrong usage.";
 
@@ -30,7 +41,13 @@ pub(crate) struct Args {
     /// Only these faults.
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = named)]
     only: Vec<String>,
-    /// Where to run both sides: cpu, cpu-scalar, cuda, cuda:N or emulated.
+    /// Plant faults in the kernels' sources; --device is cuda or emulated then.
+    #[arg(long, conflicts_with = "kernels")]
+    in_kernels: bool,
+    /// Write the kernels with the faults into this folder, for `--kernels`, and run nothing.
+    #[arg(long, value_name = "DIR", requires = "in_kernels", requires = "only")]
+    write: Option<PathBuf>,
+    /// Where to run: cpu, cpu-scalar, cuda, cuda:N or emulated.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
     #[command(flatten)]
@@ -42,56 +59,213 @@ pub(crate) struct Args {
 
 fn named(name: &str) -> Result<String, String> {
     let all = faults::all();
-    match all.iter().any(|fault| fault.name == name) {
+    let mut names = all.iter().map(|fault| fault.name).chain(kernels::ALL.iter().map(|fault| fault.name));
+    match names.any(|known| known == name) {
         true => Ok(name.to_owned()),
-        false => Err(format!("known are {}", all.iter().map(|f| f.name).collect::<Vec<_>>().join(", "))),
+        false => {
+            let known: Vec<&str> =
+                all.iter().map(|f| f.name).chain(kernels::ALL.iter().map(|f| f.name)).collect();
+            Err(format!("known are {}", known.join(", ")))
+        }
     }
 }
 
 /// Of the random weights; any would do.
 const SEED: u64 = 7;
 
+/// The model that a fault is made for.
+fn model_of(host: Host) -> Model {
+    synth::model(&Shape { config: host.config(), tied: false }, SEED, |spec| host.dtype(spec))
+}
+
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let chosen =
-            |fault: &Planted| self.only.is_empty() || self.only.iter().any(|name| name == fault.name);
-        let faults: Vec<Planted> = faults::all().into_iter().filter(chosen).collect();
-        let progress = Progress::steps("planting", faults.len() as u64); // `usize` is at most 64 bits wide
-        let mut trials = Vec::new();
-        for fault in &faults {
-            let host = fault.host;
-            let model =
-                synth::model(&Shape { config: host.config(), tied: false }, SEED, |spec| host.dtype(spec));
-            let build = |model: Arc<Model>| self.build(&model, host);
-            trials.push(fault.find(&model, &build).map_err(|error| Failure::new(error).at(fault.name))?);
-            progress.add(1);
+        if let Some(folder) = &self.write {
+            return self
+                .kernel_faults()?
+                .iter()
+                .try_for_each(|fault| fault.write(folder).map_err(Failure::new));
         }
-        drop(progress);
+        let trials = if self.in_kernels { self.in_kernels()? } else { self.around_stages()? };
+        let missed: Vec<&str> = trials.iter().filter(|t| !t.missed.is_empty()).map(|t| t.name).collect();
         if self.json {
-            output::json(&Value::from(trials.iter().map(trial).collect::<Vec<_>>()))?;
+            let faults: Vec<Value> = trials.iter().map(trial).collect();
+            let named = trials.len() - missed.len();
+            output::json(&json!({ "planted": trials.len(), "named_exactly": named, "faults": faults }))?;
         } else {
             output::line(format_args!("{}", faults::table(&trials).trim_end()))?;
         }
-        let missed: Vec<&str> =
-            trials.iter().filter(|t| !t.missed.is_empty()).map(|t| t.fault.name).collect();
         if missed.is_empty() {
             return Ok(());
         }
         Err(Failure::mismatch(format!("not named exactly: {}", missed.join(", "))))
     }
 
-    fn build(&self, model: &Arc<Model>, host: Host) -> Result<Box<dyn Backend>, String> {
+    fn chosen(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    /// The results of `work`, side by side: each trial is of two small backends.
+    fn side_by_side<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<R, Failure> + Sync + Send,
+    ) -> Result<Vec<R>, Failure> {
+        let progress = Progress::steps("planting", items.len() as u64); // `usize` is at most 64 bits wide
+        let pool = self.compute.pool()?;
+        pool.install(|| items.par_iter().map(|item| work(item).inspect(|_| progress.add(1))).collect())
+    }
+
+    /// Faults in the weights, and around the stages, of a backend.
+    fn around_stages(&self) -> Result<Vec<Trial>, Failure> {
+        let faults: Vec<Planted> =
+            faults::all().into_iter().filter(|fault| self.chosen(fault.name)).collect();
+        if faults.is_empty() {
+            return Err(Failure::usage("these faults are the kernels': add --in-kernels"));
+        }
+        self.side_by_side(&faults, |fault| {
+            let host = fault.host;
+            let build = |model: Arc<Model>| {
+                let placed = self.place(&model, host, self.device, None);
+                placed.map_err(|failure| failure.message().to_owned())
+            };
+            fault.find(&model_of(host), &build).map_err(|error| Failure::new(error).at(fault.name))
+        })
+    }
+
+    fn kernel_faults(&self) -> Result<Vec<KernelFault>, Failure> {
+        let faults: Vec<_> = kernels::ALL.iter().copied().filter(|fault| self.chosen(fault.name)).collect();
+        if faults.is_empty() {
+            return Err(Failure::usage("these faults are not in kernels: leave out --in-kernels"));
+        }
+        Ok(faults)
+    }
+
+    /// Faults in the kernels of `--device`, whose other side is the CPU.
+    fn in_kernels(&self) -> Result<Vec<Trial>, Failure> {
+        if !matches!(self.device, Device::Cuda(_) | Device::Emulated) {
+            return Err(Failure::usage("faults in kernels need kernels: --device cuda, or emulated"));
+        }
+        let mut work: Vec<Vec<KernelFault>> =
+            self.kernel_faults()?.into_iter().map(|fault| vec![fault]).collect();
+        if self.only.is_empty() {
+            work.push(kernels::TWO.iter().filter_map(|name| kernels::named(name)).collect());
+        }
+        let trials = self.side_by_side(&work, |faults| self.planted_together(faults))?;
+        Ok(trials.into_iter().flatten().collect())
+    }
+
+    /// Plants faults in one set of kernels: each must be named once those before it are masked, and behind all of them
+    /// nothing may be found.
+    fn planted_together(&self, faults: &[KernelFault]) -> Result<Vec<Trial>, Failure> {
+        let folder = Edited::new()?;
+        for fault in faults {
+            fault.write(&folder.0).map_err(Failure::new)?;
+        }
+        let host = Host::Mixed;
+        let model = Arc::new(model_of(host));
+        let mut left = self.place(&model, host, Device::Cpu, None)?;
+        let mut right = self.place(&model, host, self.device, Some(&folder.0))?;
+        let mut masked = BTreeSet::new();
+        let mut find = |masked: &BTreeSet<Site>| -> Result<Bisection, Failure> {
+            let mut sides = [Side::live("cpu", "a16", &mut left), Side::live("edited", "a16", &mut right)];
+            let options = Options { masked: masked.clone(), ..Options::default() };
+            bisect(&model, &mut sides, &host.prompt(), &options)
+                .map_err(|error| Failure::from(error).at(faults[0].name))
+        };
+        let mut trials = Vec::new();
+        for fault in faults {
+            let about = [fault.name, fault.what, fault.file];
+            trials.push(Trial::of(about, &fault.expected, find(&masked)?));
+            // A kernel errs in all layers.
+            masked.extend(sites(fault.expected.stage, model.config.layers));
+        }
+        if let [.., last] = &mut trials[..]
+            && faults.len() > 1
+            && let Some(finding) = find(&masked)?.report.finding
+        {
+            last.missed.push(format!("behind all that were planted: {}", finding.place));
+        }
+        Ok(trials)
+    }
+
+    fn place(
+        &self,
+        model: &Arc<Model>,
+        host: Host,
+        device: Device,
+        kernels: Option<&Path>,
+    ) -> Result<Box<dyn Backend>, Failure> {
         // Two sequences of the prompt, side by side in one step.
-        let placed = self.compute.place(model, self.device, 2 * host.prompt().len(), 2);
-        placed.map(|placed| placed.backend).map_err(|failure| failure.message().to_owned())
+        let mut request = self.compute.request(2 * host.prompt().len(), 2);
+        request.threads = 1;
+        if let Some(folder) = kernels {
+            request.kernels.sources = Some(folder.into());
+        }
+        Ok(request.place_on(model, device)?.backend)
+    }
+}
+
+/// A stage in every layer.
+fn sites(stage: Stage, layers: usize) -> Vec<Site> {
+    match stage {
+        Stage::Embed | Stage::Head => vec![Site { stage, layer: None }],
+        _ => (0..layers).map(|layer| Site { stage, layer: Some(layer) }).collect(),
+    }
+}
+
+/// A folder of edited kernels, removed when dropped.
+struct Edited(PathBuf);
+
+impl Edited {
+    fn new() -> Result<Edited, Failure> {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tally-edited-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path)
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        Ok(Edited(path))
+    }
+}
+
+impl Drop for Edited {
+    fn drop(&mut self) {
+        // What is left behind in a temporary directory does no harm.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
 fn trial(trial: &Trial) -> Value {
     let report = &trial.bisection.report;
     json!({
-        "name": trial.fault.name, "what": trial.fault.what, "source": trial.fault.source,
+        "name": trial.name, "what": trial.what, "source": trial.source,
         "found": trial.missed.is_empty(), "missed": trial.missed, "finding": report.finding,
         "verdict": report.verdict,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each fault replaces stands in the kernels, and what it leaves is another text.
+    #[test]
+    fn every_fault_can_be_planted() {
+        let names: BTreeSet<&str> = kernels::ALL.iter().map(|fault| fault.name).collect();
+        assert!(kernels::ALL.len() >= 10 && names.len() == kernels::ALL.len());
+        for fault in kernels::ALL {
+            let folder = Edited::new().expect("a temporary folder");
+            fault.write(&folder.0).unwrap_or_else(|error| panic!("{error}"));
+            let edited = std::fs::read_to_string(folder.0.join(fault.file)).expect("just written");
+            let sources = cuda::kernel_sources();
+            assert!(
+                sources.iter().all(|(name, text)| *name != fault.file || *text != edited),
+                "{}",
+                fault.name
+            );
+        }
+        let both: Vec<_> = kernels::TWO.iter().filter_map(|name| kernels::named(name)).collect();
+        assert_eq!(both.len(), 2);
+    }
 }
