@@ -37,7 +37,6 @@ decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_o
     u8* const shared = dynamic_shared<u8>();
     __shared__ f32 partial[256];
     Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
-    launch_dependents();
     const Qkv job{q, k, v, q_out, k_out, v_out};
     Stream<Qkv, HIDDEN> stream(job, plan, share_of(Qkv::END), shared);
     stream.start();
@@ -45,6 +44,7 @@ decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_o
     normed.prepare(norm);
     wait_dependencies();
     normed.run(planes, x, norm, partial);
+    launch_dependents();
     stream.run(planes);
 #endif
 }
@@ -68,7 +68,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attn_out(Fixed a
 #if (HEADS * HEAD_DIM) % 256 == 0
     u8* const shared = dynamic_shared<u8>();
     Planes<AttnOut::VALUES>& planes = *(Planes<AttnOut::VALUES>*)shared;
-    launch_dependents();
     const AttnOut job{w, x};
     Stream<AttnOut, AttnOut::VALUES> stream(job, plan, share_of(bands(HIDDEN)), shared);
     stream.start();
@@ -77,6 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attn_out(Fixed a
     row.fetch(attn);
     row.store(planes);
     __syncthreads();
+    launch_dependents();
     stream.run(planes);
 #endif
 }

@@ -1,10 +1,11 @@
 // Batch-1 decode: the feed-forward network, of the chosen experts or dense.
 //
 // decode_up: hidden[rank][F] = silu(gate x) * (up x). Mixture: the row is normed_fixed, made by decode_route, and the
-// experts are known only after the wait. Dense: x is normalised here and the weights are fetched before the wait.
+// experts are known only after the wait: chosen by decode_route, or here by every block from the logits. Dense: x is normalised here and the weights are fetched before the wait.
 // decode_down: rounds hidden, multiplies with `down` of every chosen expert, combines by fma in rank order, x += sum.
 // Grid: one block of 16 warps to a processor (decode_stream.cuh). Orders: as rules 1, 3 and 6 write them. Bytes: the
 // matrices of the chosen experts once.
+#include "choose.cuh"
 #include "decode_stream.cuh"
 
 #if HIDDEN % 256 == 0 || WIDTH % 256 == 0
@@ -38,28 +39,48 @@ struct Up {
 };
 #endif
 
+#if HIDDEN % 256 == 0 || WIDTH % 256 == 0
+// A choice of experts in global memory; `logits`: of the router, where it is still to be made, else null.
+struct Choice {
+    u32* experts;
+    f32* weights;
+    const f32* logits;
+
+    // Into shared memory, by the first warp. Not synchronised.
+    __device__ __forceinline__ void take(u32* chosen, f32* weight) const {
+        if (threadIdx.x >= 32) return;
+        if (logits) return choose_row(logits, chosen, weight);
+        if (threadIdx.x >= RANKS) return;
+        chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
+        weight[threadIdx.x] = load_fresh(weights + threadIdx.x);
+    }
+};
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-decode_up(const f32* x, const f32* norm, Fixed normed, const u32* experts, Matrix gate, Matrix up, f32* hidden, Plan plan) {
+decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gate, Matrix up, f32* hidden, Plan plan) {
 #if HIDDEN % 256 == 0
     u8* const shared = dynamic_shared<u8>();
     __shared__ u32 chosen[RANKS];
+    __shared__ f32 weight[RANKS];
     Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
     const Up job{gate, up, chosen, hidden};
     Stream<Up, HIDDEN> stream(job, plan, share_of(RANKS * Up::BANDS), shared);
     if constexpr (MIXTURE) {
         wait_dependencies();
-        // Only now: decode_down reads the choice of experts before its own wait, and may not start before it is made.
-        launch_dependents();
         Copied<HIDDEN, THREADS> row;
         row.fetch(normed);
-        if (threadIdx.x < RANKS) chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
+        choice.take(chosen, weight);
         row.store(planes);
         __syncthreads();
-        // Last, and with no barrier after it: a warp may multiply its first slice while others still ask for theirs.
+        // No barrier after it: a warp may multiply its first slice while others still ask for theirs.
         stream.start();
+        if (choice.logits && blockIdx.x == 0 && threadIdx.x < RANKS) {
+            choice.experts[threadIdx.x] = chosen[threadIdx.x];
+            choice.weights[threadIdx.x] = weight[threadIdx.x];
+        }
     } else {
         __shared__ f32 partial[256];
-        launch_dependents();
         stream.start();
         Norm<HIDDEN> row;
         row.prepare(norm);
@@ -67,6 +88,8 @@ decode_up(const f32* x, const f32* norm, Fixed normed, const u32* experts, Matri
         row.run(planes, x, norm, partial);
     }
     stream.run(planes);
+    // Only now: decode_down asks for its weights at once, and would take bandwidth from here.
+    launch_dependents();
 #endif
 }
 
@@ -99,29 +122,27 @@ struct Down {
 };
 #endif
 
-// `early`: the kernel ahead is decode_up, so the choice of experts stands already.
+// `early`: the kernel ahead is decode_up, which starts this one when its own wait is over, so what the choice of experts
+// is made of stands already.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-decode_down(const f32* hidden, const u32* experts, const f32* weights, Matrix down, f32* x, u32 early, Plan plan) {
+decode_down(const f32* hidden, Choice choice, Matrix down, f32* x, u32 early, Plan plan) {
 #if WIDTH % 256 == 0
     u8* const shared = dynamic_shared<u8>();
     __shared__ u32 chosen[RANKS];
     __shared__ f32 weight[RANKS];
     Planes<RANKS * WIDTH>& planes = *(Planes<RANKS * WIDTH>*)shared;
-    launch_dependents();
     const Down job{down, chosen, weight, x};
     Stream<Down, RANKS * WIDTH> stream(job, plan, share_of(bands(HIDDEN)), shared);
     if constexpr (MIXTURE) {
         if (!early) wait_dependencies();
-        if (threadIdx.x < RANKS) {
-            chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
-            weight[threadIdx.x] = load_fresh(weights + threadIdx.x);
-        }
+        choice.take(chosen, weight);
         __syncthreads();
     }
     stream.start();
     wait_dependencies();
     round_row(planes, hidden, WARPS);
     __syncthreads();
+    launch_dependents();
     stream.run(planes);
 #endif
 }

@@ -53,7 +53,6 @@ decode_head(const f32* x, const u32* wanted, const f32* norm, Matrix w, f32* log
     __shared__ u64 key;
     __shared__ u32 infinite;
     Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
-    launch_dependents();
     if (threadIdx.x == 0) key = 0, infinite = 0;
     const Head job{w, logits, &key, &infinite};
     Stream<Head, HIDDEN> stream(job, plan, share_of(bands(VOCAB)), shared);
@@ -62,6 +61,7 @@ decode_head(const f32* x, const u32* wanted, const f32* norm, Matrix w, f32* log
     normed.prepare(norm);
     wait_dependencies();
     normed.run(planes, x + (u64)load_fresh(wanted) * HIDDEN, norm, partial);
+    launch_dependents();
     stream.run(planes);
     __syncthreads();
     if (threadIdx.x != 0) return;

@@ -1,26 +1,23 @@
 // Batch-1 decode: the feed-forward norm, router logits [E], and the choice of K experts, in one kernel.
 //
 // Grid: ROWS router rows to a block of 16 warps, a row a warp; the rows are fetched before the wait. Every block
-// normalises x; block b writes its share of `normed`. The block that arrives last chooses.
+// normalises x; block b writes its share of `normed`. The block that arrives last chooses; or nobody does, and decode_up
+// chooses for itself, which is sooner.
 // Orders: the norm's as rule 3 writes it; a logit's 32 partial sums are lanes, fma in ascending k, butterfly 16 ... 1; the
-// sum of the softmax likewise; the choice compares integers. Bytes: 4 E D (f32) read.
+// choice's as in choose.cuh. Bytes: 4 E D (f32) read.
+#include "choose.cuh"
 #include "row.cuh"
 
 #if HIDDEN % 256 == 0 && EXPERTS > 0
 constexpr u32 WARPS = 16, THREADS = 32 * WARPS;
 // Router rows to a block.
 constexpr u32 ROWS = 4;
-constexpr u32 KEYS = (EXPERTS + 31) / 32 * 32;
 
 // Dynamic shared memory; after it the block's rows of the router, [ROWS][D].
 struct Shared {
     Planes<HIDDEN> planes;
     f32 normed[HIDDEN];
     f32 partial[256];
-    f32 p[KEYS];
-    u32 key[KEYS];
-    u32 chosen[USED];
-    f32 weight[USED];
     u32 last;
 };
 
@@ -37,73 +34,6 @@ __device__ __forceinline__ f32 logit(const u8* row, const f32* x, u32 type) {
     if constexpr (has(T_F32)) if (type == T_F32) return logit(x, [=](u32 k) { return ((const f32*)row)[k]; });
     if constexpr (has(T_F16)) if (type == T_F16) return logit(x, [=](u32 k) { return f16_to_f32(((const u16*)row)[k]); });
     return logit(x, [=](u32 k) { return __uint_as_float((u32)((const u16*)row)[k] << 16); });
-}
-
-// Softmax over s.p in place (cpu::ops::softmax), by one warp.
-__device__ __forceinline__ void softmax(Shared& s, const f32* logits) {
-    const u32 lane = threadIdx.x % 32;
-    const f32 none = __int_as_float(0xff800000);
-    f32 v[KEYS / 32], max = none;
-#pragma unroll
-    for (u32 i = 0; i < KEYS / 32; i++) {
-        const u32 e = i * 32 + lane;
-        v[i] = e < EXPERTS ? load_fresh(logits + e) : none;
-    }
-    // NaN is passed over; which zero of two is the greatest changes no exponential.
-#pragma unroll
-    for (u32 i = 0; i < KEYS / 32; i++) max = v[i] > max ? v[i] : max;
-#pragma unroll
-    for (u32 w = 16; w > 0; w /= 2) {
-        const f32 other = __shfl_xor_sync(0xffffffffu, max, w);
-        max = other > max ? other : max;
-    }
-    f32 sum = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < KEYS / 32; i++)
-        if (i * 32 + lane < EXPERTS) {
-            v[i] = exp_exact(__fsub_rn(v[i], max));
-            sum = __fadd_rn(sum, v[i]);
-        }
-    const f32 total = butterfly(sum);
-#pragma unroll
-    for (u32 i = 0; i < KEYS / 32; i++) {
-        const u32 e = i * 32 + lane;
-        const f32 p = __fdiv_rn(v[i], total);
-        s.p[e] = p;
-        // A probability is no less than +0, or NaN, which ranks below; places without an expert below that.
-        s.key[e] = e >= EXPERTS ? 0 : p != p ? 1 : __float_as_uint(p) + 2;
-    }
-}
-
-// The K best by key, then by lower index (cpu::ops::choose): an expert's rank is how many are better.
-__device__ __forceinline__ void choose(Shared& s, u32* experts, f32* weights) {
-    constexpr u32 SHARE = 4;
-    for (u32 e = threadIdx.x / SHARE; e < KEYS; e += THREADS / SHARE) {
-        const u32 own = s.key[e];
-        u32 better = 0;
-#pragma unroll 8
-        for (u32 o = threadIdx.x % SHARE; o < KEYS; o += SHARE) {
-            const u32 other = s.key[o];
-            better += other > own || (other == own && o < e);
-        }
-        better += __shfl_xor_sync(0xffffffffu, better, 1);
-        better += __shfl_xor_sync(0xffffffffu, better, 2);
-        if (better < USED && threadIdx.x % SHARE == 0) {
-            s.chosen[better] = e;
-            s.weight[better] = s.p[e];
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x >= USED) return;
-    f32 total = 0.0f;
-#pragma unroll
-    for (u32 r = 0; r < USED; r++) total = __fadd_rn(total, s.weight[r]);
-    // 2^-14: cpu::ops::RENORMALISE_FLOOR. A NaN sum meets the floor too.
-    const f32 floor = 6.103515625e-5f, divisor = total > floor ? total : floor;
-    f32 weight = s.weight[threadIdx.x];
-    if constexpr (RENORMALISE) weight = __fdiv_rn(weight, divisor);
-    experts[threadIdx.x] = s.chosen[threadIdx.x];
-    weights[threadIdx.x] = __fmul_rn(weight, __int_as_float(EXPERT_SCALE));
 }
 
 // Writes what falls to this block of the row, as floats and as `Fixed` has it: fixed-point blocks b, b + gridDim.x, ...
@@ -124,14 +54,13 @@ __device__ __forceinline__ void store_row(const Shared& s, f32* normed, const Fi
 
 #endif
 
-// `arrived` is zero between launches.
+// `arrived` is zero between launches; null where decode_up is to choose.
 extern "C" __global__ void __launch_bounds__(512, 2)
 decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fixed, f32* logits, u32* experts, f32* weights, u32* arrived) {
 #if HIDDEN % 256 == 0 && EXPERTS > 0
     u8* const shared = dynamic_shared<u8>();
     Shared& s = *(Shared*)shared;
     u8* rows = shared + (sizeof(Shared) + 15) / 16 * 16;
-    launch_dependents();
     const u32 warp = threadIdx.x / 32, first = blockIdx.x * ROWS;
     const u32 count = min(ROWS, EXPERTS - first), bytes = HIDDEN * weight_bytes(router.type);
     const u8* from = router.data + (u64)first * bytes;
@@ -145,17 +74,16 @@ decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fi
         ((float4*)(s.normed + k))[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
         ((float4*)(s.normed + k))[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
     }, [] { async_wait<0>(); });
+    launch_dependents();
     if (warp < count) {
         const f32 v = logit(rows + warp * bytes, s.normed, router.type);
         if (threadIdx.x % 32 == 0) logits[first + warp] = v;
     }
+    store_row(s, normed, fixed);
+    if (arrived == nullptr) return;
     __syncthreads();
     if (threadIdx.x == 0) s.last = atomic_inc_acq_rel(arrived, gridDim.x - 1) == gridDim.x - 1;
-    store_row(s, normed, fixed);
     __syncthreads();
-    if (!s.last) return;
-    if (warp == 0) softmax(s, logits);
-    __syncthreads();
-    choose(s, experts, weights);
+    if (s.last && warp == 0) choose_row(logits, experts, weights);
 #endif
 }

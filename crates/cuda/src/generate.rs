@@ -45,7 +45,7 @@ impl Cuda {
         let drawn = self.generation.sampling.launch(&self.device, self.buffers.logits.ptr(), feed);
         drawn.map_err(fault(STEP))?;
         if with_step {
-            self.launch(&forward_sites(&self.model.config, true))?;
+            self.launch_whole(&forward_sites(&self.model.config, true))?;
         }
         Ok(())
     }

@@ -61,6 +61,17 @@ struct PlanArg {
 // SAFETY: `repr(C)`, the fields of the twin.
 unsafe impl Argument for PlanArg {}
 
+/// The twin of `Choice` in `decode_ffn.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct ChoiceArg {
+    experts: Ptr,
+    weights: Ptr,
+    logits: Ptr,
+}
+// SAFETY: `repr(C)`, the fields of the twin.
+unsafe impl Argument for ChoiceArg {}
+
 /// How a product is spread over the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
@@ -140,6 +151,8 @@ pub(crate) struct Scratch {
     arrived: Memory<u32>,
     /// `Greatest` of `decode_head.cu`.
     greatest: Memory<u64>,
+    /// The layer of a `decode_route` that left the choice of experts to `decode_up`.
+    unchosen: Option<usize>,
     /// The layer of a `decode_up` that no `decode_down` has followed yet.
     up: Option<usize>,
 }
@@ -149,7 +162,7 @@ const GREATEST: usize = 4;
 
 impl Scratch {
     pub(crate) fn new(device: &Arc<Device>) -> Result<Scratch, Error> {
-        Ok(Scratch { arrived: device.zeros(1)?, greatest: device.zeros(GREATEST)?, up: None })
+        Ok(Scratch { arrived: device.zeros(1)?, greatest: device.zeros(GREATEST)?, unchosen: None, up: None })
     }
 
     /// Where `decode_head` leaves `order_key(logit) << 32 | !id` of the greatest logit, the lowest id of equals; after it
@@ -222,8 +235,8 @@ impl Cuda {
         self.launch_plan("decode_attn_out", plan, arguments)
     }
 
-    /// `route` in one launch.
-    pub(crate) fn decode_route(&self, layer: usize) -> Result<bool, Error> {
+    /// `route` in one launch. In a whole step the choice of experts is left to `decode_up`.
+    pub(crate) fn decode_route(&mut self, layer: usize) -> Result<bool, Error> {
         let (w, b, d) = (&self.weights.layers[layer], &self.buffers, self.model.config.hidden);
         let Ffn::Moe { router, .. } = w.ffn else { return Ok(false) };
         let bytes = match router.dtype {
@@ -231,13 +244,13 @@ impl Cuda {
             Dtype::F16 | Dtype::BF16 => 2,
             _ => return Ok(false),
         };
-        // `Shared` of decode_route.cu: the row as planes and as floats, partial sums, keys, the choice; then router rows.
-        let keys = router.rows.next_multiple_of(32);
-        let state = planes_bytes(d, self.machine().planes) + 4 * (d + 256 + 2 * keys + 2 * self.ranks() + 1);
+        // `Shared` of decode_route.cu: the row as planes and as floats, partial sums, a flag; then router rows.
+        let state = planes_bytes(d, self.machine().planes) + 4 * (d + 256 + 1);
         let shared = state.next_multiple_of(16) + ROUTER_ROWS * d * bytes;
         if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || shared > self.machine().shared {
             return Ok(false);
         }
+        let later = self.whole && self.up_plan(layer).is_some();
         let arguments = Arguments::default()
             .push(b.x.ptr())
             .push(w.ffn_norm)
@@ -247,11 +260,20 @@ impl Cuda {
             .push(b.router_logits.ptr())
             .push(b.experts.ptr())
             .push(b.expert_weights.ptr())
-            .push(b.decode.arrived.ptr());
+            .push(if later { Ptr::NULL } else { b.decode.arrived.ptr() });
         let function = self.kernels.get("decode_route");
         let shape = Shape::new(router.rows.div_ceil(ROUTER_ROWS), THREADS).shared(shared);
         function.launch(&self.device, shape, arguments)?;
+        self.buffers.decode.unchosen = later.then_some(layer);
         Ok(true)
+    }
+
+    /// The choice of experts of `layer`; to be made from the logits if nobody has made it.
+    fn choice(&self, layer: usize) -> ChoiceArg {
+        let b = &self.buffers;
+        let unmade = b.decode.unchosen == Some(layer);
+        let logits = if unmade { b.router_logits.ptr() } else { Ptr::NULL };
+        ChoiceArg { experts: b.experts.ptr(), weights: b.expert_weights.ptr(), logits }
     }
 
     /// `experts_up` in one launch; reads `normed_fixed`.
@@ -302,7 +324,7 @@ impl Cuda {
             .push(b.x.ptr())
             .push(w.ffn_norm)
             .push(b.normed_fixed.arg())
-            .push(b.experts.ptr())
+            .push(self.choice(layer))
             .push(gate.arg())
             .push(up.arg())
             .push(b.hidden.ptr());
@@ -315,18 +337,17 @@ impl Cuda {
         let (w, b) = (&self.weights.layers[layer], &self.buffers);
         let (Ffn::Dense { down, .. } | Ffn::Moe { down, .. }) = w.ffn;
         let Some(plan) = self.down_plan(layer) else { return Ok(false) };
-        // Only `decode_up` holds its dependents back until the choice of experts stands: any other kernel ahead may still
-        // overlap the one that makes it.
+        // Only `decode_up` holds its dependents back until what the choice of experts is made of stands: any other kernel
+        // ahead may still overlap the one that makes it.
         let early = u32::from(b.decode.up == Some(layer));
         let arguments = Arguments::default()
             .push(b.hidden.ptr())
-            .push(b.experts.ptr())
-            .push(b.expert_weights.ptr())
+            .push(self.choice(layer))
             .push(down.arg())
             .push(b.x.ptr())
             .push(early);
         self.launch_plan("decode_down", plan, arguments)?;
-        self.buffers.decode.up = None;
+        (self.buffers.decode.up, self.buffers.decode.unchosen) = (None, None);
         Ok(true)
     }
 
