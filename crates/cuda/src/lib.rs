@@ -95,6 +95,8 @@ pub struct Cuda {
     generation: Generation,
     /// Whether small steps are recorded.
     graphs: bool,
+    /// Whether a whole step is being launched: nobody sees what lies between its stages, so they may share work.
+    whole: bool,
     /// Cosine and sine of every position, `[context, HD / 2, 2]`.
     rope: Memory<f32>,
     /// The last step's logits, on the host.
@@ -128,6 +130,7 @@ impl Cuda {
         Ok(Cuda {
             generation: Generation::new(sampling),
             graphs: options.graphs,
+            whole: false,
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
@@ -185,6 +188,14 @@ impl Cuda {
         Ok(())
     }
 
+    /// Launches all stages of a step, whose buffers are looked at only when it is over.
+    fn launch_whole(&mut self, sites: &[Site]) -> Result<(), Fault> {
+        self.whole = self.inside.is_none();
+        let launched = self.launch(sites);
+        self.whole = false;
+        launched
+    }
+
     /// Runs a whole small step: stage by stage the first time, recorded the second, replayed from then on.
     fn replay_all(&mut self, sites: &[Site]) -> Result<(), Fault> {
         let key = (self.step.rows(), self.step.outputs());
@@ -197,7 +208,7 @@ impl Cuda {
             }
             Some(Recording::Seen) => {
                 self.device.begin_capture().map_err(&failed)?;
-                let launched = self.launch(sites);
+                let launched = self.launch_whole(sites);
                 // Ended in any case: a stream left recording would be of no use to anyone.
                 let graph = self.device.end_capture();
                 launched?;
@@ -207,7 +218,7 @@ impl Cuda {
                 Ok(())
             }
             None => {
-                self.launch(sites)?;
+                self.launch_whole(sites)?;
                 self.replay.set(key, Recording::Seen);
                 Ok(())
             }
