@@ -76,7 +76,7 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
 #pragma unroll
             for (u32 m = 0; m < 2; m++) {
                 if constexpr (AFTER) open_codes<T>(column, row + 16 * m, h, s, a[m][0]);
-                else open_super<T>(column, row + 16 * m, h, s, scales[m], a[m]);
+                else open_super<T>({{column, row + 16 * m}, {column, row + 16 * m + 8}}, h, s, scales[m], a[m]);
             }
 #pragma unroll
             for (u32 j = 0; j < J; j++) {

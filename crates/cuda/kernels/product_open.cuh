@@ -24,38 +24,24 @@ template <u32 T> constexpr bool HAS_MINIMUM = T == T_Q2K || T == T_Q4K || T == T
 
 __device__ __forceinline__ u32 shared_word(const u8* p) { return *(const u32*)p; }
 
-// Word t of 16-byte piece u of rows `row` and `row + 8`.
-__device__ __forceinline__ void words(const u8* column, u32 u, u32 row, u32 (&w)[2]) {
-    const u8* p = unit(column, u, row) + fragment_quad() * 4;
-    w[0] = shared_word(p);
-    w[1] = shared_word(p + 8 * 16);
-}
+// Word t of 16-byte piece u of a row.
+__device__ __forceinline__ u32 word(const u8* column, u32 u, u32 row) { return shared_word(unit(column, u, row) + fragment_quad() * 4); }
 
-// Codes of weights 128 h + 32 s + 16 half + 4t.., a byte each, of rows `row` (w[0]) and `row + 8` (w[1]).
-template <u32 T> __device__ __forceinline__ void codes(const u8* column, u32 row, u32 h, u32 s, u32 half, u32 (&w)[2]) {
+// Codes of weights 128 h + 32 s + 16 half + 4t.. of a row, a byte each.
+template <u32 T> __device__ __forceinline__ u32 codes(const u8* column, u32 row, u32 h, u32 s, u32 half) {
     using L = Layout<T>;
+    u32 w;
     if constexpr (T == T_Q4K || T == T_Q5K) {
-        words(column, L::QS + 2 * (2 * h + s / 2) + half, row, w);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) w[i] = w[i] >> (s % 2 * 4) & 0x0f0f0f0f;
+        w = word(column, L::QS + 2 * (2 * h + s / 2) + half, row) >> (s % 2 * 4) & 0x0f0f0f0f;
     } else if constexpr (T == T_Q6K) {
-        words(column, L::QL + 4 * h + s % 2 * 2 + half, row, w);
-        u32 high[2];
-        words(column, L::QH + 2 * h + half, row, high);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) w[i] = (w[i] >> (s / 2 * 4) & 0x0f0f0f0f) | (high[i] >> (2 * s) & 0x03030303) << 4;
+        const u32 high = word(column, L::QH + 2 * h + half, row) >> (2 * s) & 0x03030303;
+        w = (word(column, L::QL + 4 * h + s % 2 * 2 + half, row) >> (s / 2 * 4) & 0x0f0f0f0f) | high << 4;
     } else {
-        words(column, L::QS + 2 * h + half, row, w);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) w[i] = w[i] >> (2 * s) & 0x03030303;
+        w = word(column, L::QS + 2 * h + half, row) >> (2 * s) & 0x03030303;
     }
-    if constexpr (T == T_Q5K || T == T_Q3K) {
-        u32 high[2], first;
-        if constexpr (T == T_Q5K) first = L::QH; else first = L::HMASK;
-        words(column, first + half, row, high);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) w[i] |= (high[i] >> (4 * h + s) & 0x01010101) << (T == T_Q5K ? 4 : 2);
-    }
+    if constexpr (T == T_Q5K) w |= (word(column, L::QH + half, row) >> (4 * h + s) & 0x01010101) << 4;
+    if constexpr (T == T_Q3K) w |= (word(column, L::HMASK + half, row) >> (4 * h + s) & 0x01010101) << 2;
+    return w;
 }
 
 // The scales of half h of a row's super-block, a byte each: of 32 weights in x (Q4_K, Q5_K), else of 16 in x, then y.
@@ -99,25 +85,25 @@ template <u32 T> __device__ __forceinline__ void multiply(u32 w, i32 c, u32& low
     if constexpr (WEIGHT_PLANES<T> == 2) high = __byte_perm(even, odd, 0x7351) ^ (SIGNED<T> ? 0x80808080u : 0);
 }
 
-// The A fragment of the codes of weights 128 h + 32 s.., unsigned.
+// The A fragment of the codes of weights 128 h + 32 s.. of the 16 rows from `row - g` on, unsigned.
 template <u32 T> __device__ __forceinline__ void open_codes(const u8* column, u32 row, u32 h, u32 s, u32 (&a)[4]) {
 #pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        u32 w[2];
-        codes<T>(column, row, h, s, half, w);
-        a[2 * half] = w[0], a[2 * half + 1] = w[1];
-    }
+    for (u32 i = 0; i < 4; i++) a[i] = codes<T>(column, row + i % 2 * 8, h, s, i / 2);
 }
 
-// The A fragments of weights 128 h + 32 s.. times their scales, in planes.
+// A row of a tile in shared memory. The 16 rows of a fragment may come from two tiles.
+struct TileRow {
+    const u8* column;
+    u32 row;
+};
+
+// The A fragments of weights 128 h + 32 s.. of the lane's two rows times their scales, in planes.
 template <u32 T>
-__device__ __forceinline__ void open_super(const u8* column, u32 row, u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
+__device__ __forceinline__ void open_super(const TileRow (&rows)[2], u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
 #pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        u32 w[2];
-        codes<T>(column, row, h, s, half, w);
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) multiply<T>(w[i], factor<T>(scales[i], s, half), a[0][2 * half + i], a[1][2 * half + i]);
+    for (u32 i = 0; i < 4; i++) {
+        const TileRow& r = rows[i % 2];
+        multiply<T>(codes<T>(r.column, r.row, h, s, i / 2), factor<T>(scales[i % 2], s, i / 2), a[0][i], a[1][i]);
     }
 }
 
@@ -149,16 +135,12 @@ __device__ __forceinline__ u32 less(u32 bytes, u32 bias) { return ((bytes | 0x80
 // The A fragment of a small block: its 32 codes, signed.
 template <u32 T> __device__ __forceinline__ void open_small(const u8* column, u32 row, u32 (&a)[4]) {
     using L = Layout<T>;
-    u32 w[2];
-    words(column, L::QS, row, w);
-    if constexpr (T == T_Q8_0) {
-        u32 rest[2];
-        words(column, L::QS + 1, row, rest);
-        a[0] = w[0], a[1] = w[1], a[2] = rest[0], a[3] = rest[1];
-    } else {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            a[i] = w[i % 2] >> (i / 2 * 4) & 0x0f0f0f0f;
+    for (u32 i = 0; i < 4; i++) {
+        if constexpr (T == T_Q8_0) {
+            a[i] = word(column, L::QS + i / 2, row + i % 2 * 8);
+        } else {
+            a[i] = word(column, L::QS, row + i % 2 * 8) >> (i / 2 * 4) & 0x0f0f0f0f;
             if constexpr (T == T_Q5_0 || T == T_Q5_1) {
                 const u32 bits = shared_word(column + L::QH + (row + i % 2 * 8) * 4) >> (i / 2 * 16 + fragment_quad() * 4) & 15;
                 // Copies of the four bits, each shifted so that one of them lands in the place of a byte.

@@ -166,7 +166,9 @@ fn options(arch: u32, unit: &Unit) -> Vec<String> {
     options.push("--std=c++17".into());
     options.push("--device-as-default-execution-space".into());
     options.push("--generate-line-info".into());
-    options.push(format!("--gpu-architecture=sm_{}", arch));
+    // Hopper's own instructions, which later GPUs do not have, are there under its own name only.
+    let own = if arch == 90 { "a" } else { "" };
+    options.push(format!("--gpu-architecture=sm_{arch}{own}"));
     options.extend(unit.defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")));
     options
 }

@@ -34,6 +34,7 @@ const UNITS: &[UnitOf] = &[
     launch::observe::UNIT,
     launch::product::UNIT,
     launch::product::UNIT_FLOAT,
+    launch::product_many::UNIT,
     launch::route::UNIT,
     launch::route::UNIT_FEW,
     launch::sample::UNIT,

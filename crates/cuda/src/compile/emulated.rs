@@ -14,6 +14,7 @@ const EMULATOR: &[(&str, &str)] = &[
     ("runtime.h", include_str!("../../emulator/runtime.h")),
     ("cuda.h", include_str!("../../emulator/cuda.h")),
     ("ptx.h", include_str!("../../emulator/ptx.h")),
+    ("wgmma.h", include_str!("../../emulator/wgmma.h")),
 ];
 
 /// Compilers, the first that is there is taken.

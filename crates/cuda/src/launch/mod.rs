@@ -14,6 +14,7 @@ pub(crate) mod group;
 pub(crate) mod head;
 pub(crate) mod observe;
 pub(crate) mod product;
+pub(crate) mod product_many;
 pub(crate) mod qkv;
 pub(crate) mod rope_store;
 pub(crate) mod route;

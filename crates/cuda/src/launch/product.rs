@@ -6,6 +6,7 @@ use quant::fixed::Activations;
 
 use super::decode::shared_memory;
 use super::group::{Groups, GroupsArg};
+use super::product_many;
 use crate::buffers::{Fixed, FixedArg};
 use crate::driver::{Argument, Arguments, Ptr, Shape, size};
 use crate::kernels::UnitOf;
@@ -160,6 +161,11 @@ impl Tiling {
         }
     }
 
+    /// Whether this is the widest shape.
+    fn is_many(self) -> bool {
+        self.kernel == "product_64"
+    }
+
     /// Blocks of threads for so many tiles of weights and columns.
     fn blocks(self, tiles: usize, columns: usize) -> usize {
         tiles.div_ceil(self.row_tiles) * columns.div_ceil(self.columns)
@@ -199,7 +205,7 @@ impl Tiling {
 /// `async_wait_but` of product.cu knows up to three groups of copies behind the newest stage.
 const MAX_STAGES: usize = 5;
 /// Values of k in a slot.
-const SLOT: usize = 256;
+pub(super) const SLOT: usize = 256;
 
 /// Whether a matrix of this type reads activations in fixed point.
 pub(crate) fn is_quantised(matrix: &Matrix) -> bool {
@@ -281,10 +287,17 @@ impl Cuda {
         let weight_bytes = list.iter().map(|(w, _)| slot_bytes(w.dtype)).max().unwrap_or(0);
         let (across, groups) =
             (tiles.div_ceil(tiling.row_tiles), self.column_groups(x.columns, tiling.columns));
-        let crowded = across * groups > self.device.gpu.processors;
-        let limit = shared_memory(self.device.gpu.arch);
-        let stages = tiling.stages(first.k, weight_bytes, planes, limit, crowded);
-        let shared = tiling.shared(stages, weight_bytes, planes);
+        let gpu = &self.device.gpu;
+        let matrices = || list.iter().map(|(w, _)| w);
+        let pair = epilogue == Epilogue::SwiGlu;
+        let on_hopper = tiling.is_many() && product_many::can(gpu.arch, matrices(), pair);
+        let (stages, shared) = if on_hopper {
+            product_many::stages(gpu.arch, weight_bytes, planes)
+        } else {
+            let crowded = across * groups > gpu.processors;
+            let stages = tiling.stages(first.k, weight_bytes, planes, shared_memory(gpu.arch), crowded);
+            (stages, tiling.shared(stages, weight_bytes, planes))
+        };
         let (rows, share) = match x.columns {
             Columns::Rows(rows) => (rows, 0),
             Columns::Pairs { share, .. } => (0, share),
@@ -303,9 +316,14 @@ impl Cuda {
             weight_bytes: size(weight_bytes),
             stages: size(stages),
         };
-        let shape = Shape::new(0, size(tiling.threads())).shared(shared);
-        let function = self.kernels.get(tiling.kernel);
-        function.launch(&self.device, shape.grid(across, groups, 1), Arguments::default().push(job))
+        let (kernel, shape) = if on_hopper {
+            let blocks = product_many::items(matrices(), pair, groups).min(gpu.processors);
+            (product_many::KERNEL, Shape::new(blocks, product_many::THREADS))
+        } else {
+            (tiling.kernel, Shape::new(0, size(tiling.threads())).grid(across, groups, 1))
+        };
+        let function = self.kernels.get(kernel);
+        function.launch(&self.device, shape.shared(shared), Arguments::default().push(job))
     }
 
     fn float_product(&self, w: &Matrix, out: Ptr, x: Input<'_>, epilogue: Epilogue) -> Result<(), Error> {
