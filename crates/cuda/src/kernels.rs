@@ -38,6 +38,7 @@ const UNITS: &[UnitOf] = &[
     launch::route::UNIT,
     launch::route::UNIT_FEW,
     launch::sample::UNIT,
+    launch::stream::UNIT,
 ];
 
 /// What to compile for a model: every file, with the model's constants.

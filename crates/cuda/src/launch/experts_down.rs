@@ -2,6 +2,7 @@
 //! (`kernels/combine.cu`).
 
 use super::product::{Columns, Epilogue, Input, is_quantised};
+use super::stream::Streamed;
 use crate::driver::{Arguments, Shape, size};
 use crate::kernels::UnitOf;
 use crate::weights::Ffn;
@@ -22,14 +23,17 @@ impl Cuda {
             unreachable!("`run` refuses `experts_down` for a dense model")
         };
         let (b, count) = (&self.buffers, self.expert_ids());
-        // Whoever wrote `Hidden` and `Experts` (a fused kernel, a forced comparison) has left neither of these.
-        self.group(self.group_columns(count))?;
-        if is_quantised(&down) {
-            self.fix(b.hidden.ptr(), count, &b.hidden_fixed)?;
+        let list = [(down, b.delta.ptr())];
+        if !self.streamed(&list, Streamed::OfPairs(b.hidden.ptr(), count), Epilogue::Store)? {
+            // Whoever wrote `Hidden` and `Experts` (a fused kernel, a forced comparison) has left neither of these.
+            self.group(self.group_columns(count))?;
+            if is_quantised(&down) {
+                self.fix(b.hidden.ptr(), count, &b.hidden_fixed)?;
+            }
+            let columns = Columns::Pairs { count, share: 1 };
+            let x = Input { float: b.hidden.ptr(), fixed: &b.hidden_fixed, columns };
+            self.products(&list, x, Epilogue::Store)?;
         }
-        let columns = Columns::Pairs { count, share: 1 };
-        let x = Input { float: b.hidden.ptr(), fixed: &b.hidden_fixed, columns };
-        self.products(&[(down, b.delta.ptr())], x, Epilogue::Store)?;
         let rows = self.step.rows();
         let arguments = Arguments::default()
             .push(b.delta.ptr())

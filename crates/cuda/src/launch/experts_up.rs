@@ -1,6 +1,7 @@
 //! `experts_up`: gate and up projections of the chosen experts, and SwiGLU.
 
 use super::product::{Columns, Epilogue, Input, is_quantised};
+use super::stream::Streamed;
 use crate::driver::Ptr;
 use crate::weights::{Ffn, Matrix};
 use crate::{Cuda, Error};
@@ -15,6 +16,10 @@ impl Cuda {
             unreachable!("`run` refuses `experts_up` for a dense model")
         };
         let (b, count) = (&self.buffers, self.expert_ids());
+        let (hidden, few) = (b.hidden.ptr(), Streamed::OfRows(&b.normed_fixed, count));
+        if self.inside.is_none() && self.streamed(&[(gate, hidden), (up, hidden)], few, Epilogue::SwiGlu)? {
+            return Ok(());
+        }
         self.group(self.group_columns(count))?;
         let share = count / self.step.rows();
         let columns = Columns::Pairs { count, share };

@@ -19,6 +19,7 @@ pub(crate) mod qkv;
 pub(crate) mod rope_store;
 pub(crate) mod route;
 pub(crate) mod sample;
+pub(crate) mod stream;
 
 #[cfg(test)]
 mod tests;

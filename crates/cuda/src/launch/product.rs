@@ -7,6 +7,7 @@ use quant::fixed::Activations;
 use super::decode::shared_memory;
 use super::group::{Groups, GroupsArg};
 use super::product_many;
+use super::stream::Streamed;
 use crate::buffers::{Fixed, FixedArg};
 use crate::driver::{Argument, Arguments, Ptr, Shape, size};
 use crate::kernels::UnitOf;
@@ -213,7 +214,7 @@ pub(crate) fn is_quantised(matrix: &Matrix) -> bool {
 }
 
 /// Bytes of a tile of 32 rows by 256 values.
-fn slot_bytes(dtype: Dtype) -> usize {
+pub(super) fn slot_bytes(dtype: Dtype) -> usize {
     32 * dtype.block_bytes() * (SLOT / dtype.block_len())
 }
 
@@ -244,7 +245,12 @@ impl Cuda {
         epilogue: Epilogue,
     ) -> Result<(), Error> {
         let (quantised, float): (Vec<_>, Vec<_>) = list.iter().partition(|(w, _)| is_quantised(w));
-        if !quantised.is_empty() {
+        if let Columns::Rows(rows) = x.columns
+            && !quantised.is_empty()
+            && self.streamed(&quantised, Streamed::Rows(x.fixed, rows), epilogue)?
+        {
+            // Done.
+        } else if !quantised.is_empty() {
             self.quantised_products(&quantised, x, epilogue)?;
         }
         float.iter().try_for_each(|(w, out)| self.float_product(w, *out, x, epilogue))
@@ -274,7 +280,7 @@ impl Cuda {
         }
     }
 
-    fn quantised_products(
+    pub(super) fn quantised_products(
         &self,
         list: &[(Matrix, Ptr)],
         x: Input<'_>,

@@ -2,6 +2,7 @@
 
 mod sample;
 mod small;
+mod streamed;
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use model::{Config, Ffn, Model, Moe, Spec};
 use quant::fixed::Activations;
 use synth::Shape;
 
-use super::{embed, fixed, group, route, sample as host};
+use super::{embed, fixed, group, route, sample as host, stream};
 use crate::compile::Sources;
 use crate::{Cuda, Options, Place};
 
@@ -88,6 +89,9 @@ fn host_and_kernels_agree() {
         ("route.cu", "THREADS", route::THREADS.to_string()),
         ("route_few.cu", "COLUMNS", route::FEW_COLUMNS.to_string()),
         ("route_few.cu", "MAX_HIDDEN", route::FEW_HIDDEN.to_string()),
+        ("product_stream.cu", "WARPS", stream::WARPS.to_string()),
+        ("product_stream.cu", "MAX_SLOTS", stream::MAX_SLOTS.to_string()),
+        ("product_stream.cu", "MAX_PAIRS", stream::MAX_PAIRS.to_string()),
         ("sample.cuh", "SLICE_THREADS", host::SLICE_THREADS.to_string()),
         ("sample.cuh", "SLICE", format!("{} * SLICE_THREADS", host::SLICE / host::SLICE_THREADS as usize)),
         ("sample.cuh", "ROW_THREADS", host::ROW_THREADS.to_string()),

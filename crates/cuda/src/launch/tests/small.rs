@@ -10,7 +10,7 @@ use super::{NEEDS, cuda, model, normal, random, same, shape};
 use crate::buffers;
 
 /// A step of `rows` rows, 256 to a sequence.
-fn step(rows: usize, vocab: usize) -> Step {
+pub(super) fn step(rows: usize, vocab: usize) -> Step {
     let token = |t: usize| (random(3, t) % vocab as u64) as u32;
     Step {
         rows: (0..rows)
@@ -22,7 +22,7 @@ fn step(rows: usize, vocab: usize) -> Step {
 }
 
 /// Rows that meet every branch of the rounding: usual values, NaN, infinities, all zeros, subnormal scales, extremes.
-fn rows(rows: usize, k: usize) -> Vec<f32> {
+pub(super) fn rows(rows: usize, k: usize) -> Vec<f32> {
     let mut x: Vec<f32> = (0..rows * k).map(|i| normal(7, i) * 3.0).collect();
     for (t, row) in x.chunks_exact_mut(k).enumerate() {
         let at = random(8, t) as usize % k;
@@ -229,7 +229,9 @@ fn few_rows_are_routed_in_one_launch() {
         let model = Arc::new(synth::model(&shape(hidden, 64, experts, used), 5, dtypes));
         let layer = &model.weights.layers[0];
         let Ffn::Moe(moe) = model.config.ffn else { unreachable!("a mixture of experts") };
-        let model::FfnWeights::Moe { gate_inp: router, .. } = &layer.ffn else { unreachable!("a mixture of experts") };
+        let model::FfnWeights::Moe { gate_inp: router, .. } = &layer.ffn else {
+            unreachable!("a mixture of experts")
+        };
         let floats = |tensor: &gguf::Tensor, rows: usize| {
             let mut values = vec![0.0; rows * hidden];
             let (row, data) = (tensor.row_bytes(), &tensor.data);
