@@ -67,8 +67,11 @@ fn check(types: &[Dtype], activations: Activations, t: usize) {
     cuda.group(cuda.group_columns(count)).expect(NEEDS);
     {
         let b = &cuda.buffers;
-        let x =
-            Input { float: b.normed.ptr(), fixed: &b.normed_fixed, columns: Columns::Pairs { count, share: 3 } };
+        let x = Input {
+            float: b.normed.ptr(),
+            fixed: &b.normed_fixed,
+            columns: Columns::Pairs { count, share: 3 },
+        };
         cuda.swiglu(gate, up, x, b.hidden.ptr()).expect(NEEDS);
     }
     same(&format!("{what}: hidden"), &read(&mut cuda, Buffer::Hidden), &hidden);
