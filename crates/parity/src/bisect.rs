@@ -128,6 +128,7 @@ pub fn bisect(
         }),
         judge: work.judge.reason(),
         command: None,
+        seconds: None,
         types: types(model),
         runs,
         skipped,

@@ -14,7 +14,7 @@ use crate::dump::Arithmetic;
 use crate::judge::{Judge, near_ties};
 use crate::place::Place;
 use crate::player::{Look, Player};
-use crate::report::{Bound, Cell, Figures, Finite, Status};
+use crate::report::{Bound, Cell, Figures, Status};
 use crate::routing::Routing;
 use crate::stats::{Comparison, Finiteness};
 use crate::trace::pick;
@@ -410,7 +410,7 @@ fn common(left: Look, right: Look, shape: &[usize], buffer: Buffer) -> Option<(V
 }
 
 fn missing(place: Place) -> Cell {
-    let none = Finite::from(Finiteness::default());
+    let none = Finiteness::default();
     let figures = Figures {
         total: 0,
         differing: 0,

@@ -30,6 +30,9 @@ pub struct Report {
     /// The command that was run, for whoever wants to run it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
+    /// What it took, once both sides were ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
     /// The tokens that were run.
     pub prompt_ids: Vec<u32>,
     /// Left, held to be right, and right.
@@ -219,9 +222,9 @@ pub struct Figures {
     /// Squared error over the left's squares; where all is finite.
     pub nmse: Option<f64>,
     /// The left's finiteness.
-    pub left: Finite,
+    pub left: Finiteness,
     /// The right's.
-    pub right: Finite,
+    pub right: Finiteness,
 }
 
 /// Two values at an index.
@@ -233,42 +236,6 @@ pub struct Pair {
     pub left: Number,
     /// The right's.
     pub right: Number,
-}
-
-/// [`Finiteness`] as data.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Finite {
-    /// Values.
-    pub total: usize,
-    /// Numbers among them.
-    pub finite: usize,
-    /// NaNs.
-    pub nan: usize,
-    /// Index of the first.
-    pub nan_first: Option<usize>,
-    /// Infinities.
-    pub inf: usize,
-    /// Index of the first.
-    pub inf_first: Option<usize>,
-    /// The smallest number.
-    pub finite_min: Option<Number>,
-    /// The largest number.
-    pub finite_max: Option<Number>,
-}
-
-impl From<Finiteness> for Finite {
-    fn from(f: Finiteness) -> Finite {
-        Finite {
-            total: f.total,
-            finite: f.finite,
-            nan: f.nan,
-            nan_first: f.nan_first,
-            inf: f.inf,
-            inf_first: f.inf_first,
-            finite_min: f.finite_min.map(Number),
-            finite_max: f.finite_max.map(Number),
-        }
-    }
 }
 
 impl From<Difference> for Pair {
@@ -287,8 +254,8 @@ impl From<&Comparison> for Figures {
             max_ulps: c.max_ulps.map(|(_, v)| v),
             cosine: c.apart.and_then(|apart| apart.cosine),
             nmse: c.apart.and_then(|apart| apart.nmse),
-            left: c.left.into(),
-            right: c.right.into(),
+            left: c.left,
+            right: c.right,
         }
     }
 }

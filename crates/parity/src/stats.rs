@@ -3,8 +3,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use crate::place::Number;
+
 /// How much of a vector is numbers: printed before anything is claimed of it, so that a failure carries its data.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Finiteness {
     /// Values.
     pub total: usize,
@@ -19,9 +23,9 @@ pub struct Finiteness {
     /// Index of the first infinity.
     pub inf_first: Option<usize>,
     /// The smallest finite value.
-    pub finite_min: Option<f32>,
+    pub finite_min: Option<Number>,
     /// The largest finite value.
-    pub finite_max: Option<f32>,
+    pub finite_max: Option<Number>,
 }
 
 impl Finiteness {
@@ -37,8 +41,8 @@ impl Finiteness {
                 counts.inf_first.get_or_insert(i);
             } else {
                 counts.finite += 1;
-                counts.finite_min = Some(counts.finite_min.map_or(v, |min| min.min(v)));
-                counts.finite_max = Some(counts.finite_max.map_or(v, |max| max.max(v)));
+                counts.finite_min = Some(Number(counts.finite_min.map_or(v, |min| min.0.min(v))));
+                counts.finite_max = Some(Number(counts.finite_max.map_or(v, |max| max.0.max(v))));
             }
         }
         counts
@@ -54,7 +58,7 @@ impl fmt::Display for Finiteness {
     /// The finiteness block, in a line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let first = |index: Option<usize>| index.map_or(String::new(), |i| format!(" (first at {i})"));
-        let value = |v: Option<f32>| v.map_or("none".into(), |v| v.to_string());
+        let value = |v: Option<Number>| v.map_or("none".into(), |v| v.0.to_string());
         write!(
             f,
             "total {}, finite {}, nan {}{}, inf {}{}, finite_min {}, finite_max {}",
@@ -222,8 +226,8 @@ mod tests {
         let one = Finiteness {
             total: 1,
             finite: 1,
-            finite_min: Some(2.0),
-            finite_max: Some(2.0),
+            finite_min: Some(Number(2.0)),
+            finite_max: Some(Number(2.0)),
             ..Finiteness::default()
         };
         check(&[2.0], one);
@@ -237,8 +241,8 @@ mod tests {
                 nan_first: Some(2),
                 inf: 2,
                 inf_first: Some(1),
-                finite_min: Some(-3.0),
-                finite_max: Some(1.0),
+                finite_min: Some(Number(-3.0)),
+                finite_max: Some(Number(1.0)),
             },
         );
         assert!(

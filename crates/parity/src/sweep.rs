@@ -305,7 +305,9 @@ fn cases(axis: Axis, options: &Options, room: Room) -> Vec<Case> {
         Axis::Batch => STREAMS
             .into_iter()
             .filter(|&n| n <= options.streams)
-            .filter_map(|n| Some(case(format!("{n} sequences"), batch(n, room)?, true)))
+            .filter_map(|n| {
+                Some(case(format!("{n} sequence{}", if n == 1 { "" } else { "s" }), batch(n, room)?, true))
+            })
             .collect(),
         Axis::Cut => [3, 65, 130]
             .into_iter()

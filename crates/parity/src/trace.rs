@@ -103,8 +103,8 @@ impl Summary {
             nan: f.nan,
             inf: f.inf,
             first,
-            min: f.finite_min.map(Number),
-            max: f.finite_max.map(Number),
+            min: f.finite_min,
+            max: f.finite_max,
             mean: sum / n,
             rms: (squares / n).sqrt(),
         }

@@ -337,7 +337,7 @@ fn compared(cell: &report::Cell) -> Cell {
     }
 }
 
-fn finite(f: report::Finite) -> SideStats {
+fn finite(f: parity::Finiteness) -> SideStats {
     SideStats {
         total: f.total,
         finite: f.finite,

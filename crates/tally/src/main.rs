@@ -4,6 +4,7 @@ mod activations;
 mod answer;
 mod clock;
 mod commands;
+mod compared;
 mod device;
 mod failure;
 mod figures;

@@ -27,6 +27,11 @@ impl PromptArgs {
         }
     }
 
+    /// Whether there is one.
+    pub(crate) fn is_given(&self) -> bool {
+        self.stdin.is_some() || self.prompt.is_some() || self.file.is_some()
+    }
+
     /// The prompt's text, from wherever it is to come.
     pub(crate) fn text(&self) -> Result<String, Failure> {
         let text = match (&self.prompt, &self.file, &self.stdin) {

@@ -87,32 +87,45 @@ impl ComputeArgs {
 
 impl PromptedArgs {
     /// Opens the model, and turns the prompt into tokens as it stands, without the chat template.
-    pub(crate) fn open(mut self) -> Result<Prompted, Failure> {
+    pub(crate) fn open(self) -> Result<Prompted, Failure> {
+        self.open_with(|args, file| {
+            if !args.ids.is_empty() {
+                return Ok(args.ids.clone());
+            }
+            let text = args.prompt.text()?;
+            // A file without a vocabulary will do for --ids.
+            let tokenizer = Tokenizer::from_metadata(file.metadata())?;
+            Ok(engine::raw_prompt(&tokenizer, &text)?)
+        })
+    }
+
+    /// Opens the model, for who makes prompts of its own.
+    pub(crate) fn open_without_prompt(self) -> Result<Prompted, Failure> {
+        if !self.ids.is_empty() || self.prompt.is_given() {
+            return Err(Failure::usage("this command makes its own prompts"));
+        }
+        self.open_with(|_, _| Ok(Vec::new()))
+    }
+
+    fn open_with(
+        mut self,
+        ids: impl FnOnce(&PromptedArgs, &File) -> Result<Vec<u32>, Failure>,
+    ) -> Result<Prompted, Failure> {
         self.prompt.take_dash(&mut self.model);
         let name = source::name(&self.model);
         let at = |failure: Failure| failure.at(&name);
         let file = source::open(self.model.as_deref())?;
         let model = Arc::new(Model::load(&file).map_err(|error| at(error.into()))?);
-        let ids = if self.ids.is_empty() {
-            let text = self.prompt.text()?;
-            // A file without a vocabulary will do for --ids.
-            let tokenizer = Tokenizer::from_metadata(file.metadata()).map_err(|error| at(error.into()))?;
-            engine::raw_prompt(&tokenizer, &text).map_err(|error| at(error.into()))?
-        } else {
-            self.ids
-        };
-        let (vocab, context) = (model.config.vocab, model.config.context);
+        let ids = ids(&self, &file).map_err(at)?;
+        let vocab = model.config.vocab;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(at(Failure::new(format!(
                 "token id {id} is outside the vocabulary of {vocab} tokens"
             ))));
         }
-        if ids.len() > context {
-            let message =
-                format!("{} tokens, of a model that was made for at most {context} positions", ids.len());
-            return Err(at(Failure::new(message).hint("give a shorter prompt")));
-        }
-        Ok(Prompted { name, model, ids, file, compute: self.compute })
+        let prompted = Prompted { name, model, ids, file, compute: self.compute };
+        prompted.fits(0)?;
+        Ok(prompted)
     }
 }
 
@@ -121,9 +134,34 @@ impl Prompted {
         self.compute.activations()
     }
 
+    /// Fails where the model was not made for the prompt and `generate` tokens after it.
+    pub(crate) fn fits(&self, generate: usize) -> Result<(), Failure> {
+        let (tokens, context) = (self.ids.len() + generate, self.model.config.context);
+        if tokens <= context {
+            return Ok(());
+        }
+        let message = format!("{tokens} tokens, of a model that was made for at most {context} positions");
+        let hint = if generate > 0 {
+            "give a shorter prompt, or a smaller --generate"
+        } else {
+            "give a shorter prompt"
+        };
+        Err(Failure::new(message).at(&self.name).hint(hint))
+    }
+
     /// A backend on which the prompt can be run, beside as many others as make `sequences`.
     pub(crate) fn place(&self, device: Device, sequences: usize) -> Result<Placed, Failure> {
-        self.compute.place(&self.model, device, self.ids.len(), sequences)
+        self.place_for(device, self.ids.len(), sequences)
+    }
+
+    /// A backend for `sequences` of `context` positions.
+    pub(crate) fn place_for(
+        &self,
+        device: Device,
+        context: usize,
+        sequences: usize,
+    ) -> Result<Placed, Failure> {
+        self.compute.place(&self.model, device, context, sequences)
     }
 
     /// Fails where the model's file was cut short or replaced meanwhile: then the figures are of no one's model.

@@ -159,3 +159,52 @@ fn bad_input() {
     parity(&[&model, "--ids", "1", "--left", "gpu"])
         .fails(2, "expected cpu, cpu-scalar, cuda, cuda:N, emulated or oracle");
 }
+
+#[test]
+fn layers_by_stages() {
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    let args = [&[model.as_str(), "--ids", "1,2,3", "--layers"], &SCALAR[..]].concat();
+    let text = parity(&args).ok();
+    let heading = "layer  qkv           rope_store    attend        attn_out      route         experts_up    experts_down\n";
+    assert!(text.contains(heading), "{text}");
+    assert!(text.contains("\n1      match         match  ") && !text.contains("diverge"), "{text}");
+    let report = record(&args, 0);
+    let cells = report["layers"]["cells"].as_array().expect("cells");
+    assert!(cells.len() > 20 && cells.iter().all(|cell| cell["status"] == "match"), "{report:#}");
+    // Against double precision stages are held to bounds, and logits to bits.
+    let args = [&[model.as_str(), "--ids", "1,2,3", "--layers"], &ORACLE[..]].concat();
+    assert_eq!(record(&args, 4)["layers"]["first_divergence"], Value::Null);
+}
+
+#[test]
+fn a_sweep_compares_in_many_ways() {
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    let few = ["--sweep", "--longest", "9", "--streams", "3", "--repeats", "3"];
+    let args = [&[model.as_str()], &few[..], &SCALAR[..]].concat();
+    let text = parity(&args).ok();
+    for line in
+        ["length    9 tokens  ", "position  position 2  ", "batch     3 sequences  ", "cut       3 tokens  "]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    for line in
+        ["cpu-scalar looked at | cpu-scalar replayed", "repeat    3 tokens 3 times", "\nall bits agree: "]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let report = record(&args, 0);
+    let trials = report["trials"].as_array().expect("trials");
+    assert!(trials.iter().all(|trial| trial["figures"]["differing"] == 0), "{report:#}");
+    let args = [&[model.as_str(), "--axes", "length"], &few[..], &ORACLE[..]].concat();
+    let outcome = parity(&args);
+    assert_eq!(outcome.code, Some(4), "{outcome:?}");
+    assert!(outcome.stderr.starts_with("error: length, 1 token: "), "{outcome:?}");
+    assert!(outcome.stdout.contains(" DIFFER  cpu | oracle"), "{outcome:?}");
+    assert_eq!(record(&args, 4)["verdict"], "mismatch");
+    // What makes its own prompts takes none, and nothing compared is no success.
+    assert_eq!(parity(&[&args[..], &["--ids", "1"]].concat()).code, Some(2));
+    let none = [&[model.as_str(), "--axes", "cut", "--sweep", "--longest", "2"], &SCALAR[..]].concat();
+    assert!(parity(&none).stderr.contains("nothing was compared"));
+}

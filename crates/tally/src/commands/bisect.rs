@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Instant;
 
 use model::{Site, Stage};
-use parity::report::{self, Cell, Outcome, Report, RunFacts, Status};
+use parity::report::{self, Outcome, Report, Status};
 use parity::{Bisection, Dump, Engine, Options, Player, Scenario, Side, bisect};
 
 use crate::commands::trace::arithmetic;
+use crate::compared::{figures, layers};
 use crate::device::{Device, Placed};
 use crate::failure::Failure;
 use crate::output;
@@ -145,12 +147,14 @@ impl Args {
             masked: self.mask.into_iter().collect::<BTreeSet<_>>(),
             detail: self.out.is_some() || self.json,
         };
+        let start = Instant::now();
         let Bisection { mut report, reproduction } = {
             let [left, right] = &mut sides;
             let mut pair = [left.side(activations), right.side(activations)];
             bisect(&prompted.model, &mut pair, &prompted.ids, &options)?
         };
         prompted.check_unchanged()?;
+        report.seconds = Some(start.elapsed().as_secs_f64());
         report.command = Some(command());
         if let Some(dir) = &self.out {
             let failed = |path: &PathBuf| {
@@ -242,74 +246,10 @@ fn text(report: &Report) -> String {
         let _ = writeln!(text, "reading: {line}");
     }
     let _ = write!(text, "\n{}", report.verdict);
+    if let Some(seconds) = report.seconds {
+        let _ = write!(text, "\n{seconds:.2} s after loading");
+    }
     output::printable(&text).replace("\\n", "\n")
-}
-
-/// Layers by stages: the worst that happened at each.
-fn layers(run: &RunFacts) -> String {
-    let stages: Vec<Stage> = Stage::ALL
-        .into_iter()
-        .filter(|&stage| {
-            run.cells.iter().any(|cell| cell.place.site.stage == stage && cell.place.site.layer.is_some())
-        })
-        .collect();
-    let mut text = format!("{:<5}", "layer");
-    stages.iter().for_each(|stage| text += &format!("  {:<12}", stage.name()));
-    text.push('\n');
-    let layers: BTreeSet<usize> = run.cells.iter().filter_map(|cell| cell.place.site.layer).collect();
-    for layer in layers {
-        text += &format!("{layer:<5}");
-        for &stage in &stages {
-            let site = Site { stage, layer: Some(layer) };
-            let worst = run
-                .cells
-                .iter()
-                .filter(|cell| cell.place.site == site)
-                .max_by_key(|cell| severity(cell.status));
-            let word = worst.map_or("", |cell| cell.status.name());
-            text += &format!("  {word:<12}");
-        }
-        text = text.trim_end().to_owned() + "\n";
-    }
-    text
-}
-
-fn severity(status: Status) -> u8 {
-    match status {
-        Status::Missing => 0,
-        Status::Match => 1,
-        Status::Diverge => 2,
-        Status::NanBoth => 3,
-        Status::NanLeft | Status::NanRight => 4,
-    }
-}
-
-fn figures(cell: &Cell) -> String {
-    let f = &cell.figures;
-    let cosine = f.cosine.map_or("undefined".into(), |c| format!("{c:.9}"));
-    let mut text =
-        format!("{}: {}, {} of {} differ, cosine {cosine}", cell.place, cell.status, f.differing, f.total);
-    if let Some(bound) = cell.bound {
-        let _ = write!(text, ", error {:.2e} where {:.2e} is allowed", bound.error, bound.limit);
-    }
-    text.push('\n');
-    for (side, f) in [("left", &f.left), ("right", &f.right)] {
-        let index = |at: Option<usize>| at.map_or(String::new(), |at| format!(" (first at {at})"));
-        let number = |v: Option<parity::Number>| v.map_or("none".into(), |v| v.0.to_string());
-        let _ = writeln!(
-            text,
-            "  {side:<5}  total {}, finite {}, nan {}{}, inf {}{}, finite_min {}, finite_max {}",
-            f.total,
-            f.finite,
-            f.nan,
-            index(f.nan_first),
-            f.inf,
-            index(f.inf_first),
-            number(f.finite_min),
-            number(f.finite_max)
-        );
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,23 +1,19 @@
 //! `tally parity`: one prompt on two devices, their logits held against each other bit for bit.
 
 mod report;
+mod sweep;
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::Tokenizer;
-use gguf::File;
-use model::{Backend, Model};
-use parity::{Comparison, Run, argmax};
+use model::Backend;
+use parity::report::RunFacts;
+use parity::{Comparison, Engine, Run, Scenario, argmax, compare};
 
-use crate::activations::ActivationsArg;
-use crate::device::{Device, Facts, KernelArgs, Placed, Request};
+use crate::commands::trace::arithmetic;
+use crate::device::{Device, Facts, Placed};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::prompt_args::PromptArgs;
-use crate::source;
-use crate::threads::Threads;
+use crate::prompted::{Prompted, PromptedArgs};
 use report::{Format, Report};
 
 const EXAMPLES: &str = "\
@@ -26,6 +22,8 @@ Examples:
   tally parity model.gguf --left cpu --right cuda:1 --ids 1,2,3 --generate 32
   tally parity --right oracle -p 'fn main() {'                   how far from double precision
   tally parity --right cpu-scalar --file text.txt                vector instructions against none
+  tally parity model.gguf --ids 1,2,3 --layers                   every stage of every layer as well, in a table
+  tally parity model.gguf --sweep --longest 600                  many prompts, positions, batches, cuts and repeats
 
 Sides: cpu; cpu-scalar, without vector instructions; cuda or cuda:N, a GPU; emulated, the GPU's kernels on the CPU, for
 those who write kernels, and slow; oracle, everything in double precision, slow, and equal to nothing else in bits.
@@ -35,18 +33,17 @@ sides, N times, and the logits of each step are compared. For each side first: h
 that is not, the smallest and the largest; time, likeliest token and its logit. Then whether all bits agree or, if not,
 the first place where they do not, and how far apart the two are. Every NaN counts as the same value.
 
+With --sweep there is no prompt: lengths of prompts, positions of single tokens, batches together and alone, prompts cut
+in several ways, steps replayed from a recording and stage by stage (graph on and off), and repeats. What gives the same
+logits by two ways on one side is compared there, too.
+
 Exit codes: 0 all bits agree; 4 they do not; 3 a logit is NaN or infinite; 1 something failed; 2 wrong usage.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The model; without one, the small one that ships.
-    model: Option<PathBuf>,
     #[command(flatten)]
-    prompt: PromptArgs,
-    /// The prompt as token ids.
-    #[arg(long, value_name = "ID,..", value_delimiter = ',', conflicts_with_all = ["prompt", "file", "stdin"])]
-    ids: Vec<u32>,
+    prompted: PromptedArgs,
     /// One side, held to be right.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     left: Device,
@@ -56,15 +53,14 @@ pub(crate) struct Args {
     /// Tokens to generate after the prompt.
     #[arg(long, value_name = "N", default_value_t = 0)]
     generate: u32,
+    /// Compare every stage of the prompt, too, and print layers by stages.
+    #[arg(long)]
+    layers: bool,
+    #[command(flatten)]
+    sweep: sweep::Args,
     /// Print one JSON object when done.
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    threads: Threads,
-    #[command(flatten)]
-    activations: ActivationsArg,
-    #[command(flatten)]
-    kernels: KernelArgs,
 }
 
 /// One side: a run on a device.
@@ -85,21 +81,26 @@ struct Step {
 }
 
 impl Args {
-    pub(crate) fn run(mut self) -> Result<(), Failure> {
-        self.prompt.take_dash(&mut self.model);
-        let name = source::name(&self.model);
-        let file = source::open(self.model.as_deref())?;
-        let model = Arc::new(Model::load(&file).map_err(|error| Failure::from(error).at(&name))?);
-        let ids = self.ids(&file).map_err(|failure| failure.at(&name))?;
-        let steps = self.generate as usize; // a u32 fits: the crate runs on 64 bits
-        check(&ids, steps, &model).map_err(|failure| failure.at(&name))?;
-        let mut sides = [self.side(&model, &ids, self.left)?, self.side(&model, &ids, self.right)?];
+    pub(crate) fn run(self) -> Result<(), Failure> {
         let format = if self.json { Format::Json } else { Format::Text };
-        let mut report = Report::begin(format, &name, &ids, self.activations.value(), &sides)?;
+        if self.sweep.wanted() {
+            let prompted = self.prompted.open_without_prompt()?;
+            return self.sweep.run(&prompted, [self.left, self.right], format);
+        }
+        let prompted = self.prompted.open()?;
+        let steps = self.generate as usize; // a u32 fits: the crate runs on 64 bits
+        prompted.fits(steps)?;
+        let place = |device| prompted.place_for(device, prompted.ids.len() + steps, 1);
+        let mut placed = [place(self.left)?, place(self.right)?];
+        let layers = if self.layers { Some(layers(&prompted, &mut placed)?) } else { None };
+        let mut sides =
+            placed.map(|Placed { backend, device, facts }| Side { device, facts, run: Run::new(backend) });
+        let about = [0, 1].map(|i| (sides[i].device, &sides[i].facts));
+        let mut report = Report::begin(format, &prompted, about, layers)?;
         // Text is its own progress. `usize` is at most 64 bits wide.
         let progress = self.json.then(|| Progress::steps("comparing", 1 + steps as u64));
         let compared = || progress.iter().for_each(|progress| progress.add(1));
-        let mut next = report.step(step(&mut sides, None, &ids)?)?;
+        let mut next = report.step(step(&mut sides, None, &prompted.ids)?)?;
         compared();
         for _ in 0..steps {
             // Without a number on the left there is nothing to go on with.
@@ -107,46 +108,20 @@ impl Args {
             next = report.step(step(&mut sides, Some(token), &[token])?)?;
             compared();
         }
-        // Cut short or replaced in the meantime, perhaps: then the figures are of no one's model.
-        file.check_unchanged()?;
+        prompted.check_unchanged()?;
         report.finish()
-    }
-
-    /// The prompt's ids; a file without a vocabulary will do for --ids.
-    fn ids(&self, file: &File) -> Result<Vec<u32>, Failure> {
-        if !self.ids.is_empty() {
-            return Ok(self.ids.clone());
-        }
-        let text = self.prompt.text()?;
-        let tokenizer = Tokenizer::from_metadata(file.metadata())?;
-        Ok(engine::raw_prompt(&tokenizer, &text)?)
-    }
-
-    fn side(&self, model: &Arc<Model>, ids: &[u32], device: Device) -> Result<Side, Failure> {
-        let request = Request {
-            context: ids.len() + self.generate as usize, // as above
-            sequences: 1,
-            threads: self.threads.count(),
-            activations: self.activations.value(),
-            kernels: self.kernels.files(),
-        };
-        let Placed { backend, device, facts } = request.place_on(model, device)?;
-        Ok(Side { device, facts, run: Run::new(backend) })
     }
 }
 
-/// Fails where the prompt is not one for this model.
-fn check(ids: &[u32], generate: usize, model: &Model) -> Result<(), Failure> {
-    let (vocab, context) = (model.config.vocab, model.config.context);
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        return Err(Failure::new(format!("token id {id} is outside the vocabulary of {vocab} tokens")));
-    }
-    let tokens = ids.len() + generate;
-    if tokens > context {
-        let message = format!("{tokens} tokens, of a model that was made for at most {context} positions");
-        return Err(Failure::new(message).hint("give a shorter prompt, or a smaller --generate"));
-    }
-    Ok(())
+/// Every stage of the prompt on both sides.
+fn layers(prompted: &Prompted, placed: &mut [Placed; 2]) -> Result<RunFacts, Failure> {
+    let activations = prompted.activations().name();
+    let mut sides = placed.each_mut().map(|placed| parity::Side {
+        name: placed.device.to_string(),
+        arithmetic: arithmetic(placed.device, activations),
+        engine: Engine::Live(&mut placed.backend),
+    });
+    Ok(compare(&prompted.model, &mut sides, &prompted.ids, Scenario::Whole)?)
 }
 
 /// Feeds both sides.

@@ -3,13 +3,16 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use parity::report::RunFacts;
 use parity::{Apart, Comparison, Difference, Finiteness};
-use quant::fixed::Activations;
 use serde_json::{Value, json};
 
-use super::{Side, Step};
+use super::Step;
+use crate::compared;
+use crate::device::{Device, Facts};
 use crate::failure::Failure;
 use crate::output;
+use crate::prompted::Prompted;
 
 /// For whom it is printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,32 +26,50 @@ pub(super) struct Report {
     format: Format,
     head: Value,
     names: [String; 2],
+    /// Every stage of the prompt, if it was asked for.
+    layers: Option<RunFacts>,
     steps: Vec<Step>,
 }
 
+/// Who is compared, on which model: printed for people, returned for programs.
+pub(super) fn head(
+    format: Format,
+    prompted: &Prompted,
+    sides: [(Device, &Facts); 2],
+) -> Result<Value, Failure> {
+    let (model, activations) = (&prompted.name, prompted.activations().name());
+    if format == Format::Text {
+        output::line(format_args!("model  {}, activations {activations}", output::printable(model)))?;
+        for (place, (device, facts)) in ["left", "right"].into_iter().zip(sides) {
+            output::line(format_args!("{place:<5}  {device} ({facts})"))?;
+        }
+    }
+    let side =
+        |(device, facts): (Device, &Facts)| json!({ "device": device.to_string(), "facts": facts.json() });
+    let [left, right] = sides.map(side);
+    Ok(json!({ "model": model, "activations": activations, "left": left, "right": right }))
+}
+
 impl Report {
-    /// Says what is compared.
+    /// Says what is compared, and shows the stages.
     pub(super) fn begin(
         format: Format,
-        model: &str,
-        ids: &[u32],
-        activations: Activations,
-        sides: &[Side; 2],
+        prompted: &Prompted,
+        sides: [(Device, &Facts); 2],
+        layers: Option<RunFacts>,
     ) -> Result<Report, Failure> {
-        let side = |side: &Side| json!({ "device": side.device.to_string(), "facts": side.facts.json() });
-        let head = json!({
-            "model": model, "prompt_ids": ids, "activations": activations.name(),
-            "left": side(&sides[0]), "right": side(&sides[1]),
-        });
-        if format == Format::Text {
-            let model = output::printable(model);
-            output::line(format_args!("model  {model}, activations {}", activations.name()))?;
-            for (place, side) in ["left", "right"].into_iter().zip(sides) {
-                output::line(format_args!("{place:<5}  {} ({})", side.device, side.facts))?;
+        let names = sides.map(|(device, _)| device.to_string());
+        let mut head = head(format, prompted, sides)?;
+        head["prompt_ids"] = prompted.ids.clone().into();
+        if let Some(run) = &layers {
+            head["layers"] = serde_json::to_value(run).expect("names, numbers and lists are JSON");
+            if format == Format::Text {
+                let first = run.first_divergence.or(run.first_non_finite).map(|at| &run.cells[at]);
+                let figures = first.map_or(String::new(), |cell| format!("\n{}", compared::figures(cell)));
+                output::line(format_args!("\n{}{figures}", compared::layers(run)))?;
             }
         }
-        let names = [0, 1].map(|i| sides[i].device.to_string());
-        Ok(Report { format, head, names, steps: Vec::new() })
+        Ok(Report { format, head, names, layers, steps: Vec::new() })
     }
 
     /// Takes a step, prints it, and returns the left's likeliest token with its logit.
@@ -75,7 +96,7 @@ impl Report {
             let time = seconds(step.times[i]);
             let name = &self.names[i];
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "  {name:<10}  {}", counts(&finiteness));
+            let _ = writeln!(text, "  {name:<10}  {}", finiteness);
             let _ = writeln!(text, "  {:<10}  {time}, top-1 {top}", "");
         }
         text.push_str(&distances(&step.comparison));
@@ -113,11 +134,22 @@ impl Report {
             );
             return Err(Failure::numeric(message));
         }
-        let Some(i) = self.steps.iter().position(|step| !step.comparison.bits_equal()) else { return Ok(()) };
+        let Some(i) = self.steps.iter().position(|step| !step.comparison.bits_equal()) else {
+            return self.stages_agree();
+        };
         let Comparison { differing, left: Finiteness { total, .. }, .. } = self.steps[i].comparison;
         let message =
             format!("{}: {differing} of {total} logits differ between {left} and {right}", place(i));
         Err(Failure::mismatch(message))
+    }
+
+    /// Logits can agree where a stage does not.
+    fn stages_agree(&self) -> Result<(), Failure> {
+        let first = self.layers.as_ref().and_then(|run| Some(&run.cells[run.first_divergence?]));
+        match first {
+            Some(cell) => Err(Failure::mismatch(format!("{}: the first difference", cell.place))),
+            None => Ok(()),
+        }
     }
 
     fn place(&self, index: usize, step: &Step) -> String {
@@ -140,23 +172,6 @@ impl Report {
         .into();
         value
     }
-}
-
-/// The finiteness block.
-fn counts(f: &Finiteness) -> String {
-    let first = |index: Option<usize>| index.map_or(String::new(), |i| format!(" (first at {i})"));
-    let value = |v: Option<f32>| v.map_or("none".into(), |v| v.to_string());
-    format!(
-        "total {}, finite {}, nan {}{}, inf {}{}, finite_min {}, finite_max {}",
-        f.total,
-        f.finite,
-        f.nan,
-        first(f.nan_first),
-        f.inf,
-        first(f.inf_first),
-        value(f.finite_min),
-        value(f.finite_max)
-    )
 }
 
 /// Whether bits agree and, if not, how far apart the two are.
@@ -199,7 +214,7 @@ fn step_json(step: &Step) -> Value {
     let side = |i: usize, f: &Finiteness| {
         json!({
             "total": f.total, "finite": f.finite, "nan": f.nan, "nan_first": f.nan_first, "inf": f.inf,
-            "inf_first": f.inf_first, "finite_min": f.finite_min, "finite_max": f.finite_max,
+            "inf_first": f.inf_first, "finite_min": f.finite_min.map(|v| v.0), "finite_max": f.finite_max.map(|v| v.0),
             "seconds": step.times[i].as_secs_f64(),
             "top": step.tops[i].map(|(id, logit)| json!({ "id": id, "logit": logit })),
         })
