@@ -1,0 +1,198 @@
+//! Decoding held to a grammar: which tokens may come next. Owns the vocabulary in the form that llguidance wants, and when a
+//! grammar is in force. Knows nothing of sampling or of protocols.
+//!
+//! Control tokens are never part of a grammar's text: they cannot be spelled by it.
+
+use std::sync::Arc;
+
+use engine::Tokenizer;
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher as Parser, ParserFactory};
+use serde_json::{Value as Json, json};
+
+/// The longest grammar or schema, in bytes of its source.
+pub(crate) const LONGEST: usize = 256 << 10;
+/// White space between the parts of a JSON text: a small model could otherwise write it for ever.
+const SPACE: &str = r"[\x20\x0A]{0,12}";
+
+/// What a text is held to.
+#[derive(Debug, Clone)]
+pub(crate) enum Grammar {
+    /// A JSON schema.
+    Schema(Json),
+    /// A regular expression that the whole text matches.
+    Regex(String),
+    /// A grammar in llguidance's dialect of Lark.
+    Lark(String),
+}
+
+/// When a grammar is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// From the first token on; the text ends with it.
+    Start,
+    /// Once this was written, for instance where reasoning ends; the text ends with the grammar.
+    Once(&'static str),
+    /// Each time that this was written; afterwards the text is free again.
+    Each(&'static str),
+}
+
+/// Makes matchers for one vocabulary.
+pub(crate) struct Grammars {
+    factory: ParserFactory,
+    tokenizer: Arc<Tokenizer>,
+}
+
+/// Why a grammar cannot be used. One line.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct GrammarError(String);
+
+impl GrammarError {
+    fn of(error: impl std::fmt::Display) -> GrammarError {
+        let text = format!("{error:#}");
+        let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it cannot be compiled");
+        GrammarError(line.chars().take(300).collect())
+    }
+}
+
+impl Grammars {
+    /// Prepares the vocabulary.
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Result<Grammars, GrammarError> {
+        let word = |id: u32| -> Vec<u8> {
+            let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+            if tokenizer.is_special(id) {
+                [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
+            } else {
+                bytes.to_vec()
+            }
+        };
+        // A vocabulary's ids are u32.
+        let size = tokenizer.vocab_len() as u32;
+        let words: Vec<Vec<u8>> = (0..size).map(word).collect();
+        let ends = tokenizer.eos();
+        let info = TokRxInfo::new(size, ends.last().copied().unwrap_or(u32::MAX));
+        let trie = TokTrie::from(&info, &words);
+        let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(ends) };
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let mut factory = ParserFactory::new_simple(&environment).map_err(GrammarError::of)?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Grammars { factory, tokenizer })
+    }
+
+    /// A matcher at the start of a text. May take a while for a large grammar.
+    ///
+    /// # Errors
+    /// [`GrammarError`] where the grammar is malformed or too large.
+    pub(crate) fn matcher(&self, grammar: &Grammar, since: Since) -> Result<Matcher, GrammarError> {
+        let size = match grammar {
+            Grammar::Schema(schema) => schema.to_string().len(),
+            Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
+        };
+        if size > LONGEST {
+            return Err(GrammarError(format!("it has {size} bytes, more than {LONGEST}")));
+        }
+        let top = match grammar {
+            Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(spaced(schema)),
+            Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Grammar::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
+        };
+        let parser = Parser::new(self.factory.create_parser(top));
+        if let Some(error) = parser.get_error() {
+            return Err(GrammarError::of(error));
+        }
+        let state = if since == Since::Start { State::Held } else { State::Free(Vec::new()) };
+        Ok(Matcher { fresh: parser.deep_clone(), parser, since, state, tokenizer: self.tokenizer.clone() })
+    }
+}
+
+/// `schema` with the white space that it allows bounded.
+pub(crate) fn spaced(schema: &Json) -> Json {
+    let mut schema = match schema {
+        Json::Object(fields) => Json::Object(fields.clone()),
+        // `true` allows everything.
+        Json::Bool(true) => json!({}),
+        _ => json!({ "not": {} }),
+    };
+    schema["x-guidance"] = json!({ "whitespace_pattern": SPACE });
+    schema
+}
+
+enum State {
+    /// Anything goes; the end of what was written, in which the word is looked for that puts the grammar in force.
+    Free(Vec<u8>),
+    /// The grammar is in force.
+    Held,
+}
+
+/// Follows one text.
+pub(crate) struct Matcher {
+    parser: Parser,
+    /// As it was at the start, for grammars that come into force again.
+    fresh: Parser,
+    since: Since,
+    state: State,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Matcher {
+    /// Another one at the same place.
+    pub(crate) fn fork(&self) -> Matcher {
+        Matcher {
+            parser: self.parser.deep_clone(),
+            fresh: self.fresh.deep_clone(),
+            since: self.since.clone(),
+            state: match &self.state {
+                State::Free(tail) => State::Free(tail.clone()),
+                State::Held => State::Held,
+            },
+            tokenizer: self.tokenizer.clone(),
+        }
+    }
+
+    /// The tokens that may come next; none if any may.
+    pub(crate) fn mask(&mut self) -> Result<Option<SimpleVob>, GrammarError> {
+        match self.state {
+            State::Free(_) => Ok(None),
+            State::Held => self.parser.compute_mask_or_eos().map(Some).map_err(GrammarError::of),
+        }
+    }
+
+    /// Takes the next token; says whether the text ends with it.
+    pub(crate) fn accept(&mut self, token: u32) -> Result<bool, GrammarError> {
+        match &mut self.state {
+            State::Free(tail) => {
+                let (Since::Once(word) | Since::Each(word)) = self.since else { return Ok(false) };
+                tail.extend_from_slice(self.tokenizer.token_bytes(token).unwrap_or_default());
+                if let Some(at) = find(tail, word.as_bytes()) {
+                    // A token may go on beyond the word: then the grammar begins with the next, and a parser takes what
+                    // was written between.
+                    let _ = at;
+                    self.state = State::Held;
+                } else {
+                    let keep = tail.len().saturating_sub(word.len());
+                    tail.drain(..keep);
+                }
+                Ok(false)
+            }
+            State::Held => {
+                self.parser.consume_token(token).map_err(GrammarError::of)?;
+                if !self.parser.is_stopped() {
+                    return Ok(false);
+                }
+                if let Since::Each(_) = self.since {
+                    self.parser = self.fresh.deep_clone();
+                    self.state = State::Free(Vec::new());
+                    return Ok(false);
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn find(text: &[u8], word: &[u8]) -> Option<usize> {
+    text.windows(word.len()).position(|window| window == word)
+}

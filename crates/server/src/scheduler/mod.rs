@@ -1,0 +1,341 @@
+//! Continuous batching: which sequences run, what the next step computes, and what becomes of its logits.
+//!
+//! Owns the backend and its KV blocks. A step is one row of every sequence that decodes, and a piece of the prompts that are
+//! being read. Nothing here changes a bit of any answer: not who shares a step, not how prompts are cut, not what was found
+//! in the cache, not who was put back.
+//!
+//! **Memory.** A sequence is admitted when its prompt and one token more fit; its answer then grows block by block. Where
+//! none is left, the last to come is put back: it lets go of its blocks, most of which stay findable, and computes again what
+//! was lost, to the same bits. The first to come is never put back and fits alone, so that somebody always comes to an end.
+//! Reserving the worst case in place of this would leave most memory unused: agents ask for 32,000 tokens and take 300.
+//!
+//! Knows nothing of text or HTTP; generic over the backend.
+
+mod pace;
+mod queue;
+mod sequence;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::PrefixCache;
+use model::{BLOCK, Backend, Fault, Step, forward};
+use rayon::prelude::*;
+
+use crate::job::{Job, JobError};
+use crate::worker::Shared;
+use pace::{Pace, share};
+use queue::Queue;
+pub(crate) use sequence::Sequence;
+use sequence::{Chosen, Refusal};
+
+/// Rows of a prompt whose logits are wanted that a step takes at most: with 151,936 tokens, 20 MB of logits.
+const SCORED: usize = 32;
+/// Logits of a step from which on they are looked at on several threads.
+const MANY_LOGITS: usize = 1 << 20;
+
+/// What waits for its turn.
+pub(crate) type Waiting = Queue<Sequence>;
+
+/// See the module's documentation.
+pub(crate) struct Scheduler<B> {
+    backend: B,
+    cache: PrefixCache,
+    waiting: Waiting,
+    /// In the order of arrival.
+    running: Vec<Sequence>,
+    pace: Pace,
+    shared: Arc<Shared>,
+    arrived: u64,
+}
+
+/// What a sequence has in a step.
+struct Part {
+    /// Index among those running.
+    index: usize,
+    /// Rows.
+    rows: usize,
+    /// How many of them, at the end, have logits.
+    logits: usize,
+}
+
+impl<B: Backend> Scheduler<B> {
+    /// Takes a backend whose whole cache is this one's, and what waited for another.
+    pub(crate) fn new(backend: B, waiting: Waiting, shared: Arc<Shared>) -> Scheduler<B> {
+        let cache = PrefixCache::new(backend.kv_blocks());
+        let pace = Pace::new(shared.limits.interleave);
+        Scheduler { backend, cache, waiting, running: Vec::new(), pace, shared, arrived: 0 }
+    }
+
+    /// Puts a job into the queue.
+    pub(crate) fn add(&mut self, job: Job) {
+        self.arrived += 1;
+        self.waiting.push(job.owner, Sequence::new(job, self.arrived));
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.len() == 0
+    }
+
+    /// Ends everything that runs with `error`, and hands out what waits.
+    pub(crate) fn dissolve(mut self, error: &JobError) -> Waiting {
+        self.running.drain(..).for_each(|sequence| sequence.fail(error.clone()));
+        self.waiting
+    }
+
+    /// Does what there is to do: at most one step.
+    ///
+    /// # Errors
+    /// The backend's. What runs is then in no known state.
+    pub(crate) fn turn(&mut self) -> Result<(), Fault> {
+        self.drop_unwanted(Instant::now());
+        self.admit();
+        self.grow();
+        let parts = self.plan();
+        if !parts.is_empty() {
+            self.compute(&parts)?;
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Positions that a sequence can reach.
+    pub(crate) fn context(&self) -> usize {
+        self.backend.context().min(self.cache.total() * BLOCK)
+    }
+
+    /// Lets go of those to whom nobody listens, and of those whose time is over.
+    fn drop_unwanted(&mut self, now: Instant) {
+        let keep = |sequence: &Sequence| sequence.is_wanted() && now < sequence.job.deadline;
+        let mut gone = self.waiting.take_unless(keep);
+        gone.extend(self.running.extract_if(.., |sequence| !keep(sequence)));
+        for mut sequence in gone {
+            self.cache.truncate(&mut sequence.table, 0);
+            if sequence.is_wanted() {
+                sequence.fail(JobError::TimedOut { tokens: sequence.generated() });
+            } else {
+                self.shared.metrics.cancelled.inc();
+                tracing::debug!(request = &*sequence.job.id, tokens = sequence.generated(), "cancelled");
+            }
+        }
+    }
+
+    /// Lets those in whose turn it is, as long as there is room.
+    fn admit(&mut self) {
+        while self.running.len() < self.shared.limits.running {
+            let Some(mut sequence) = self.waiting.pop() else { break };
+            // The last token is always computed: the next one is chosen by its logits.
+            let known = if sequence.scores_prompt() { 0 } else { sequence.tokens.len() - 1 };
+            sequence.table = self.cache.begin(&sequence.tokens[..known]);
+            let cached = sequence.table.len();
+            // One block for each that runs, so that who comes is not put back at once.
+            let spare = if self.running.is_empty() { 0 } else { self.running.len() + 1 };
+            let wanted = sequence.tokens.len().div_ceil(BLOCK);
+            if self.cache.available() < wanted - cached + spare
+                || self.cache.extend(&mut sequence.table, wanted).is_err()
+            {
+                self.cache.truncate(&mut sequence.table, 0);
+                self.waiting.put_back(sequence);
+                break;
+            }
+            sequence.published = cached;
+            sequence.begin(cached * BLOCK);
+            self.shared.metrics.prompt_tokens.inc_by(sequence.tokens.len() as u64); // exact: at most 64 bits
+            self.shared.metrics.cached_tokens.inc_by((cached * BLOCK) as u64);
+            let at = self.running.partition_point(|other| other.number < sequence.number);
+            self.running.insert(at, sequence);
+        }
+    }
+
+    /// Gives every sequence the blocks that its next rows need, putting back the last to come where there are too few.
+    fn grow(&mut self) {
+        let mut i = 0;
+        while let Some(sequence) = self.running.get_mut(i) {
+            let wanted = sequence.tokens.len().div_ceil(BLOCK);
+            if self.cache.extend(&mut sequence.table, wanted).is_ok() {
+                i += 1;
+                continue;
+            }
+            let mut last = self.running.pop().expect("one is running");
+            tracing::debug!(request = &*last.job.id, "put back for want of memory");
+            self.shared.metrics.preemptions.inc();
+            self.cache.truncate(&mut last.table, 0);
+            (last.computed, last.published) = (0, 0);
+            self.waiting.put_back(last);
+        }
+    }
+
+    /// What the next step computes.
+    fn plan(&self) -> Vec<Part> {
+        let most = self.backend.max_rows();
+        let decodes = |sequence: &Sequence| sequence.pending() == 1 && !sequence.scores_prompt();
+        let of = |wanted: bool| (0..self.running.len()).filter(move |&i| decodes(&self.running[i]) == wanted);
+        let mut parts: Vec<Part> =
+            of(true).take(most).map(|index| Part { index, rows: 1, logits: 1 }).collect();
+        let reading: Vec<usize> = of(false).collect();
+        let pending = |&i: &usize| {
+            let sequence = &self.running[i];
+            if sequence.scores_prompt() { sequence.pending().min(SCORED) } else { sequence.pending() }
+        };
+        let pending: Vec<usize> = reading.iter().map(pending).collect();
+        let shares = share(&pending, self.pace.rows(parts.len(), most));
+        for (index, rows) in reading.into_iter().zip(shares).filter(|&(_, rows)| rows > 0) {
+            let sequence = &self.running[index];
+            let logits = match sequence.scores_prompt() {
+                true => rows,
+                // Only the end of a prompt needs the head, which costs as much as a few layers.
+                false => usize::from(rows == sequence.pending()),
+            };
+            parts.push(Part { index, rows, logits });
+        }
+        parts
+    }
+
+    /// Runs a step of `parts`, and hands out what comes of it.
+    fn compute(&mut self, parts: &[Part]) -> Result<(), Fault> {
+        let start = Instant::now();
+        let step = self.step(parts);
+        forward(&mut self.backend, &step)?;
+        if !step.logits.is_empty() {
+            // A backend may run behind its host: the step is over when its logits are there.
+            self.backend.logits()?;
+        }
+        let decoding = parts.iter().filter(|part| part.rows == 1 && part.logits == 1).count();
+        let prompt = step.rows.len() - decoding;
+        let elapsed = start.elapsed();
+        if !step.logits.is_empty() {
+            self.pace.observe(prompt, decoding, elapsed);
+        }
+        self.shared.metrics.step(decoding, prompt, elapsed);
+        self.take(parts, step.logits.len())
+    }
+
+    fn step(&self, parts: &[Part]) -> Step {
+        let mut step = Step::default();
+        // Sequences and rows of a step are below 2^32.
+        for (number, part) in (0..).zip(parts) {
+            let sequence = &self.running[part.index];
+            step.rows.extend(sequence.rows(part.rows, number));
+            step.tables.push(sequence.table.clone());
+            let end = step.rows.len() as u32;
+            step.logits.extend(end - part.logits as u32..end);
+        }
+        step
+    }
+
+    /// Chooses tokens by the step's logits, in all `rows` rows of them.
+    fn take(&mut self, parts: &[Part], rows: usize) -> Result<(), Fault> {
+        let vocab = self.backend.model().config.vocab;
+        let logits = if rows > 0 { self.backend.logits()? } else { &[] };
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        outcomes.resize_with(self.running.len(), || None);
+        let mut work = Vec::new();
+        let mut slots: Vec<Option<&mut Sequence>> = self.running.iter_mut().map(Some).collect();
+        let mut row = 0;
+        for part in parts {
+            let sequence = slots[part.index].take().expect("a sequence has one part of a step");
+            work.push((part, sequence, &logits[row * vocab..(row + part.logits) * vocab]));
+            row += part.logits;
+        }
+        let choose = |(part, sequence, logits): (&Part, &mut Sequence, &[f32])| {
+            (part.index, Outcome::of(part, sequence, logits, vocab))
+        };
+        let chosen: Vec<_> = if logits.len() >= MANY_LOGITS {
+            work.into_par_iter().map(choose).collect()
+        } else {
+            work.into_iter().map(choose).collect()
+        };
+        chosen.into_iter().for_each(|(index, outcome)| outcomes[index] = Some(outcome));
+        let context = self.context();
+        let mut index = 0;
+        self.running = std::mem::take(&mut self.running)
+            .into_iter()
+            .filter_map(|sequence| {
+                let outcome = outcomes[index].take();
+                index += 1;
+                match outcome {
+                    Some(outcome) => self.settle(sequence, outcome, context),
+                    None => Some(sequence),
+                }
+            })
+            .collect();
+        Ok(())
+    }
+
+    /// Goes on with `sequence`, or ends it.
+    fn settle(&mut self, mut sequence: Sequence, outcome: Outcome, context: usize) -> Option<Sequence> {
+        let chosen = match outcome {
+            Outcome::Reading => return Some(sequence),
+            Outcome::Chosen(chosen) => chosen,
+            Outcome::Refused(refusal) => {
+                self.refuse(sequence, refusal);
+                return None;
+            }
+        };
+        // Logits that are numbers vouch for the keys and values that they were computed from.
+        let Sequence { table, tokens, computed, published, .. } = &mut sequence;
+        *published = self.cache.publish(table, &tokens[..*computed], *published);
+        match sequence.accept(chosen, context) {
+            Ok(None) => return Some(sequence),
+            Ok(Some(finish)) => {
+                sequence.end(finish);
+                self.cache.truncate(&mut sequence.table, 0);
+            }
+            Err(refusal) => self.refuse(sequence, refusal),
+        }
+        None
+    }
+
+    fn refuse(&mut self, mut sequence: Sequence, refusal: Refusal) {
+        match refusal {
+            Refusal::Choice(why) => {
+                self.cache.truncate(&mut sequence.table, 0);
+                sequence.fail(JobError::Choice(why));
+            }
+            Refusal::Numeric(what) => {
+                self.cache.quarantine(&mut sequence.table);
+                self.shared.metrics.numeric_faults.inc();
+                let site = "head".to_owned();
+                tracing::error!(request = &*sequence.job.id, what, site, "numeric fault");
+                sequence.fail(JobError::NumericFault { what, site });
+            }
+        }
+    }
+
+    /// Says how things are, for whoever looks at the load.
+    fn tell(&self) {
+        self.shared.metrics.load(self.running.len(), self.waiting.len(), &self.cache);
+    }
+}
+
+/// What a step meant for a sequence.
+enum Outcome {
+    /// More of the prompt is to be read.
+    Reading,
+    Chosen(Chosen),
+    Refused(Refusal),
+}
+
+impl Outcome {
+    /// Takes the rows of `part` as computed, and chooses if they were the last.
+    fn of(part: &Part, sequence: &mut Sequence, logits: &[f32], vocab: usize) -> Outcome {
+        let from = sequence.computed;
+        sequence.computed += part.rows;
+        if part.logits == 0 {
+            return Outcome::Reading;
+        }
+        if sequence.scores_prompt()
+            && let Err(refusal) = sequence.score(from, logits, vocab)
+        {
+            return Outcome::Refused(refusal);
+        }
+        if sequence.pending() > 0 {
+            return Outcome::Reading;
+        }
+        match sequence.choose(&logits[(part.logits - 1) * vocab..]) {
+            Ok(chosen) => Outcome::Chosen(chosen),
+            Err(refusal) => Outcome::Refused(refusal),
+        }
+    }
+}
