@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
 """Runs a command on a machine with a GPU and writes what it proved as JSON (evidence/README.md).
 
-    evidence.py OUT.json --what TEXT --tally BINARY [--model FILE] -- COMMAND..
+    evidence.py OUT.json --what TEXT --tally BINARY [OPTION..] -- COMMAND..
 
-Output passes through; the exit code is the command's. Figures are the command's standard output where that is JSON, and
-the counts of its "test result" lines otherwise.
+Output passes through; exits with 0 if the evidence is of something that passed. Figures are the command's standard output
+where that is JSON, and the counts of its "test result" lines otherwise.
+
+    --model FILE           whose hash the evidence names
+    --keep KEY,..          of the figures, only these: a report of a whole model is large
+    --at-most KEY=NUMBER   fails if that figure is larger, or is not there
+    --expect-code N,..     exit codes that are right [default: 0], of a command that is to find something
 """
 
 import argparse
@@ -62,6 +67,9 @@ def main():
     parser.add_argument("--what", required=True)
     parser.add_argument("--tally", required=True)
     parser.add_argument("--model")
+    parser.add_argument("--keep", type=lambda text: text.split(","))
+    parser.add_argument("--at-most", type=lambda text: text.split("="))
+    parser.add_argument("--expect-code", default=[0], type=lambda text: [int(code) for code in text.split(",")])
     split = sys.argv.index("--")
     args, command = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     # Fails where there is no GPU, no driver or no compiler: then there is nothing to be evidence of.
@@ -70,7 +78,12 @@ def main():
     code, output = run(command)
     result = figures(output)
     # A run of no test proves nothing.
-    passed = code == 0 and result.get("passed") != 0
+    passed = code in args.expect_code and result.get("passed") != 0
+    if args.at_most:
+        name, limit = args.at_most
+        passed = passed and isinstance(result.get(name), (int, float)) and result[name] <= float(limit)
+    if args.keep:
+        result = {key: value for key, value in result.items() if key in args.keep}
     record = {
         "what": args.what,
         "outcome": "passed" if passed else "failed",
@@ -79,6 +92,7 @@ def main():
         "gpu": device["gpus"][0],
         "driver": device["driver"],
         "nvrtc": device["nvrtc"],
+        # Of the kernels that are built in; where faulty ones ran in their place, the command says so.
         "kernel_hash": device["kernel_hash"],
         "model_hash": hash_file(args.model) if args.model else None,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -89,7 +103,9 @@ def main():
     with open(args.out, "w") as file:
         json.dump(record, file, indent=1)
         file.write("\n")
-    sys.exit(code)
+    if not passed:
+        print(f"evidence of a failure: {args.what} (exit code {code})", file=sys.stderr)
+    sys.exit(0 if passed else code or 1)
 
 
 main()
