@@ -1,6 +1,7 @@
 //! Checks that two ways to the same logits give the same bits: two devices, one device in several ways of running, and
 //! with somebody watching.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use synth::Shape;
 
 use super::forward::{count, device, table};
 use super::lab::{Lab, Room, broke, logits, tokens};
-use super::planted::{Wrong, misread};
+use super::planted::{Wrong, broken, misread};
 
 /// What was compared, and how far apart it was at the worst.
 #[derive(Default)]
@@ -104,7 +105,7 @@ pub(super) fn same_bits(lab: &mut Lab, parameters: &Parameters, fault: Option<&s
 }
 
 fn faulty(backend: Box<dyn Backend>, planted: bool, wrong: Wrong) -> Box<dyn Backend> {
-    if planted { Box::new(super::planted::Faulty::new(backend, wrong)) } else { backend }
+    if planted { broken(backend, wrong) } else { backend }
 }
 
 /// One device: a prompt whole, in chunks, token by token, and beside another sequence.
@@ -231,7 +232,7 @@ fn captures(config: &Config, inside: bool) -> usize {
     of(Stage::Embed) + config.layers * layer + of(Stage::Head)
 }
 
-/// The CPU and a device on models of two layers in which any two types meet within a layer: the widths of the model at
+/// The CPU and a device on models in which any two types meet within a layer: the widths of the model at
 /// hand, few experts.
 pub(super) fn types(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>) -> Verdict {
     let names = parameters.texts("types");
@@ -242,7 +243,7 @@ pub(super) fn types(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>)
     let mut tally = Tally::default();
     for &first in &types {
         for &second in &types {
-            let model = of_types(&lab.model().config, first, second);
+            let model = of_types(&lab.model().config, &types, first, second);
             let place = format!("{first} and {second}");
             let other = match fault {
                 Some(_) => misread(&model).unwrap_or_else(|| model.clone()),
@@ -265,16 +266,21 @@ pub(super) fn types(lab: &mut Lab, parameters: &Parameters, fault: Option<&str>)
 }
 
 /// A model of `like`'s widths whose `attn_v` and down projections are `second` in layer 0 and `first` in layer 1, and
-/// everything else the other way round.
-fn of_types(like: &Config, first: Dtype, second: Dtype) -> Arc<Model> {
+/// everything else the other way round. Layer 2 has all of `types`, one matrix each and in turn: so all models of one
+/// list have the same types, and one set of compiled kernels serves them.
+fn of_types(like: &Config, types: &[Dtype], first: Dtype, second: Dtype) -> Arc<Model> {
     let ffn = match like.ffn {
         Ffn::Moe(moe) => Ffn::Moe(Moe { experts: moe.used.max(4), ..moe }),
         dense @ Ffn::Dense { .. } => dense,
     };
-    let shape = Shape { config: Config { layers: 2, vocab: 300, ffn, ..*like }, tied: false };
+    let shape = Shape { config: Config { layers: 3, vocab: 300, ffn, ..*like }, tied: false };
+    let next = Cell::new(0);
     let dtype = |spec: &Spec| {
         if spec.dims.len() == 1 || spec.name.contains("gate_inp") {
             return Dtype::F32;
+        }
+        if spec.layer == Some(2) {
+            return types[next.replace(next.get() + 1) % types.len()];
         }
         let sensitive = spec.name.contains("attn_v") || spec.name.contains("ffn_down");
         if sensitive == (spec.layer == Some(0)) { second } else { first }

@@ -7,7 +7,7 @@ use model::{Backend, Choice, Ffn, Lane, Model, Step, forward};
 
 use super::forward::{count, table};
 use super::lab::{Lab, Room, broke, tokens};
-use super::planted::{Faulty, Wrong};
+use super::planted::{Wrong, broken};
 use crate::device::{Facts, Placed};
 
 /// Tokens generated before and while time is taken.
@@ -79,7 +79,7 @@ pub(super) fn throughput(lab: &mut Lab, parameters: &Parameters, fault: Option<&
     let room = Room::of(WARM_UP + n + 8);
     let (mut backend, ready) = on_a_gpu(lab, room)?;
     if fault.is_some() {
-        backend = Box::new(Faulty::new(backend, Wrong::Slow));
+        backend = broken(backend, Wrong::Slow);
     }
     let (_, mut rates) =
         cuda::ReadBandwidth::new(&ready, &lab.kernels()).map_err(of_driver)?.measure().map_err(of_driver)?;

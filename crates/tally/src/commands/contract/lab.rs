@@ -13,7 +13,7 @@ use quant::{Mix, MixContext};
 use sha2::{Digest, Sha256};
 use synth::Shape;
 
-use super::planted::{Faulty, Wrong};
+use super::planted::{Wrong, broken};
 use crate::device::{Device, Facts, Placed, Request};
 use crate::failure::Failure;
 
@@ -218,7 +218,7 @@ impl Lab {
         let model = self.model();
         let backend = self.place(&model, on, room)?.backend;
         Ok(match wrong {
-            Some(wrong) => Box::new(Faulty::new(backend, wrong)),
+            Some(wrong) => broken(backend, wrong),
             None => backend,
         })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use gguf::{Bytes, Tensor};
 use model::{Backend, Buffer, Fault, FfnWeights, Model, Site, Stage, Step};
+use parity::{Hook, Hooked};
 
 /// How a backend is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,96 +27,72 @@ pub(super) enum Wrong {
     UlpInThirdStep,
     /// The same, whenever somebody has looked at it.
     UlpWhenObserved,
-    /// Every step takes a hundred milliseconds longer.
+    /// Every step takes ten milliseconds longer.
     Slow,
 }
 
-/// A backend that is wrong.
-pub(super) struct Faulty<B> {
-    inner: B,
+/// `backend`, wrong in this way.
+pub(super) fn broken(backend: Box<dyn Backend>, wrong: Wrong) -> Box<dyn Backend> {
+    Box::new(Hooked::with(backend, Box::new(Break { wrong, steps: 0, sequences: 0 })))
+}
+
+/// What makes a backend wrong.
+struct Break {
     wrong: Wrong,
+    /// Steps so far.
     steps: usize,
+    /// Of the step.
     sequences: usize,
 }
 
-impl<B: Backend> Faulty<B> {
-    pub(super) fn new(inner: B, wrong: Wrong) -> Faulty<B> {
-        Faulty { inner, wrong, steps: 0, sequences: 0 }
-    }
-
-    fn change(&mut self, buffer: Buffer, change: impl FnOnce(&mut [f32])) -> Result<(), Fault> {
-        let mut values = self.inner.read(buffer)?;
-        change(&mut values);
-        self.inner.write(buffer, &values)
-    }
-
-    fn one_ulp(&mut self) -> Result<(), Fault> {
-        self.change(Buffer::X, |x| x.iter_mut().for_each(|x| *x = x.next_up()))
-    }
+fn change(inner: &mut dyn Backend, buffer: Buffer, change: impl FnOnce(&mut [f32])) -> Result<(), Fault> {
+    let mut values = inner.read(buffer)?;
+    change(&mut values);
+    inner.write(buffer, &values)
 }
 
-impl<B: Backend> Backend for Faulty<B> {
-    fn model(&self) -> &Model {
-        self.inner.model()
-    }
+fn one_ulp(inner: &mut dyn Backend) -> Result<(), Fault> {
+    change(inner, Buffer::X, |x| x.iter_mut().for_each(|x| *x = x.next_up()))
+}
 
-    fn max_rows(&self) -> usize {
-        self.inner.max_rows()
-    }
-
-    fn context(&self) -> usize {
-        self.inner.context()
-    }
-
-    fn kv_blocks(&self) -> usize {
-        self.inner.kv_blocks()
-    }
-
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+impl Hook for Break {
+    fn begin(&mut self, step: &Step) -> Step {
         self.steps += 1;
         self.sequences = step.tables.len();
         if self.wrong == Wrong::Slow {
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(10));
         }
-        self.inner.begin(step)
+        step.clone()
     }
 
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.inner.run(site)?;
+    fn run(&mut self, inner: &mut dyn Backend, _: &Step, site: Site) -> Result<(), Fault> {
+        inner.run(site)?;
         let at = |stage, layer| site == Site { stage, layer: Some(layer) };
         // The last stage of a layer that adds into the residual stream.
         let end_of_layer_0 = at(Stage::ExpertsDown, 0) || at(Stage::FeedForward, 0);
         match self.wrong {
-            Wrong::NanInHidden if at(Stage::ExpertsUp, 1) => self.change(Buffer::Hidden, |h| h[0] = f32::NAN),
-            Wrong::WeightsTooLarge if at(Stage::Route, 1) => {
-                self.change(Buffer::ExpertWeights, |w| w.iter_mut().for_each(|w| *w *= 1.001))
+            Wrong::NanInHidden if at(Stage::ExpertsUp, 1) => {
+                change(inner, Buffer::Hidden, |h| h[0] = f32::NAN)
             }
-            Wrong::ExpertTwice if at(Stage::Route, 1) => self.change(Buffer::Experts, |ids| ids[0] = ids[1]),
-            Wrong::Ulp if end_of_layer_0 => self.one_ulp(),
-            Wrong::UlpInCompany if end_of_layer_0 && self.sequences > 1 => self.one_ulp(),
-            Wrong::UlpInThirdStep if end_of_layer_0 && self.steps == 3 => self.one_ulp(),
+            Wrong::WeightsTooLarge if at(Stage::Route, 1) => {
+                change(inner, Buffer::ExpertWeights, |w| w.iter_mut().for_each(|w| *w *= 1.001))
+            }
+            Wrong::ExpertTwice if at(Stage::Route, 1) => {
+                change(inner, Buffer::Experts, |ids| ids[0] = ids[1])
+            }
+            Wrong::Ulp if end_of_layer_0 => one_ulp(inner),
+            Wrong::UlpInCompany if end_of_layer_0 && self.sequences > 1 => one_ulp(inner),
+            Wrong::UlpInThirdStep if end_of_layer_0 && self.steps == 3 => one_ulp(inner),
             _ => Ok(()),
         }
     }
 
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        let values = self.inner.read(buffer)?;
+    fn read(&mut self, inner: &mut dyn Backend, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        let values = inner.read(buffer)?;
         if self.wrong == Wrong::UlpWhenObserved && buffer == Buffer::X {
-            self.one_ulp()?;
+            one_ulp(inner)?;
         }
         Ok(values)
-    }
-
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.inner.write(buffer, values)
-    }
-
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.inner.logits()
-    }
-
-    fn observe(&mut self, on: bool) -> bool {
-        self.inner.observe(on)
     }
 }
 
