@@ -29,21 +29,21 @@ constexpr f32 MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an intege
 constexpr u32 LIFT = 40;
 constexpr f32 DROP = 9.094947017729282e-13f;  // 2^-40
 
-__device__ __forceinline__ f32 lifted(u32 bits) { return __uint_as_float(bits + (LIFT << 23)); }
-
-// 2^x for x <= 0 or -infinity: model::math::exp2.
-__device__ __forceinline__ f32 exp2_below(f32 x) {
-    x = fmaxf(x, -160.0f);
+// 2^x for x <= 0 or -infinity: model::math::exp2. Without DEEP, x is not below -125: no clamp, and nothing to scale back.
+template <bool DEEP = true> __device__ __forceinline__ f32 exp2_below(f32 x) {
+    constexpr u32 UP = DEEP ? LIFT << 23 : 0;
+    if (DEEP) x = fmaxf(x, -160.0f);
     const f32 shifted = __fadd_rn(x, MAGIC);
     const f32 r = __fsub_rn(x, __fsub_rn(shifted, MAGIC));
-    f32 p = __fmaf_rn(r, lifted(EXP2_C5), lifted(EXP2_C4));
-    p = __fmaf_rn(r, p, lifted(EXP2_C3));
-    p = __fmaf_rn(r, p, lifted(EXP2_C2));
-    p = __fmaf_rn(r, p, lifted(EXP2_C1));
-    p = __fmaf_rn(r, p, lifted(EXP2_C0));
-    p = __fmaf_rn(r, p, lifted(0x3f800000u));
+    f32 p = __fmaf_rn(r, __uint_as_float(EXP2_C5 + UP), __uint_as_float(EXP2_C4 + UP));
+    p = __fmaf_rn(r, p, __uint_as_float(EXP2_C3 + UP));
+    p = __fmaf_rn(r, p, __uint_as_float(EXP2_C2 + UP));
+    p = __fmaf_rn(r, p, __uint_as_float(EXP2_C1 + UP));
+    p = __fmaf_rn(r, p, __uint_as_float(EXP2_C0 + UP));
+    p = __fmaf_rn(r, p, __uint_as_float(0x3f800000u + UP));
     // The integer stands in the low bits of `shifted`, whose others leave at the top.
-    return __fmul_rn(__uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23)), DROP);
+    p = __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
+    return DEEP ? __fmul_rn(p, DROP) : p;
 }
 
 // 2^n for an integer n <= 0, exact or zero.

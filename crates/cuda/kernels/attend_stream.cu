@@ -1,20 +1,13 @@
 // Attention of many rows (cpu::attention, rule 5): a block of threads streams the cache of one KV head past a run of rows.
+// The general kernel; attend_groups.cu is Hopper's.
 //
-// q [T][H][HD], the layer's cache; attn [T][H][HD]. A column is a query head of a row; the GROUP heads of a KV head and
-// ROWS rows are a block's columns, 16 to a warp. Grid: ceil(T / ROWS) KH, the last rows, which see most keys, first. Keys
-// and values come through a ring (ring.cuh) in units: a tile's keys with its scales, then its values.
-//
-// In a warp, columns are the rows of the tensor-core products: a thread holds two of them (g and g + 8) and of each the 16
-// keys of a tile that are 2t and 2t + 1 (mod 8), t = lane % 4. So scores, probabilities and the operand of the value
-// product are the same registers of the same thread.
-//
-// Order of reductions: the sum of p, partial i is p[i] + p[i + 32], then a butterfly 16, 8 (registers), 4, 2 (lanes), 1
-// (registers); maxima and products exact; tiles, then spans, in order. Rows of several sequences in one block: their
-// sequences are streamed one after the other, and a column takes part in those tiles that its row sees (`seen`).
+// q [T][H][HD], the layer's cache; attn [T][H][HD]. Columns and orders of reductions: stream.cuh. ROWS rows to a block.
+// Grid: ceil(T / ROWS) KH, the last rows, which see most keys, first. Keys and values come through a ring (ring.cuh) in
+// units: a tile's keys with its scales, then its values.
 // Bytes: 4 KH HD of cache a key and run of rows; 8 H HD a row. Work: 12 HD multiply-adds in int8 a score, and about 40
 // other operations.
-#include "attend.cuh"
 #include "ring.cuh"
+#include "stream.cuh"
 
 // Processors with 160 KB of shared memory and more take large blocks; the others have 99 KB.
 #if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
@@ -33,266 +26,82 @@ constexpr u32 STAGE_BYTES = KEY_UNIT;
 // A unit is copied when the one LAG before it in its stage's life is to be free: two units of slack between warps.
 constexpr u32 LAG = STAGES > 2 ? 2 : 1;
 constexpr u32 AHEAD = STAGES - LAG;
-constexpr u32 SLABS = HEAD_DIM / 16;   // of 16 dimensions
 constexpr u32 TOTAL_AT = STAGES * STAGE_BYTES;               // f32 [WARPS][HD / 8][32][4]: what the spans before add up to
 constexpr u32 BARRIERS_AT = TOTAL_AT + WARPS * HEAD_DIM * 64;
 constexpr u32 SHARED_BYTES = BARRIERS_AT + 2 * STAGES * 8;   // launch/attend.rs knows this too
 
-// What a thread keeps of its two columns, g and g + 8 of its warp's 16.
-struct Columns {
-    i32 position[2];
-    u32 sequence[2];  // NONE: no such column
-};
-constexpr u32 NONE = 0xffffffffu;
-
-// 16 columns in fixed point as the A operand: [HD / 32][4] words a plane, and the scale of each of the thread's two.
-struct Queries {
-    u32 hi[KEY_CHUNKS][4], lo[KEY_CHUNKS][4];
-    f32 scale[2];
-};
-
-// What some keys contribute to a thread's two columns.
-struct State {
-    f32 exponent[2], sum[2];
-};
-
-// Column i of the thread among the block's.
-__device__ __forceinline__ u32 own_column(u32 i) { return threadIdx.x / 32 * 16 + i * 8 + fragment_row(); }
-// Where its head begins in rows of [H][HD]; for a column that is not there, where the first one's does.
-__device__ __forceinline__ u64 head_of(u32 column, bool there, u32 first, u32 kv_head) {
-    if (!there) column = 0;
-    return ((u64)(first + column / GROUP) * HEADS + kv_head * GROUP + column % GROUP) * HEAD_DIM;
+// B operands of two steps for the eight rows of an atom, or of one where its rows are short.
+__device__ __forceinline__ void load_rows(u32 (&r)[4], const u8* atom) {
+    const u32 lane = threadIdx.x % 32;
+    load_matrices(r, atom + piece_at(lane % 8, lane / 8));
+}
+__device__ __forceinline__ void load_rows(u32 (&r)[2], const u8* atom) {
+    const u32 lane = threadIdx.x % 16;
+    load_matrices(r, atom + lane % 8 * 32 + lane / 8 * 16);
 }
 
-__device__ __forceinline__ Columns own_columns(const Step& step, u32 first) {
-    Columns c;
+// Steps `k` to `k + N / 2 - 1` for 32 rows of `unit` from `first` on.
+template <u32 N, u32 CHUNKS>
+__device__ __forceinline__ void multiply_steps(i32 (&hh)[16], i32 (&hl)[16], const u32 (&a_hi)[CHUNKS][4], const u32 (&a_lo)[CHUNKS][4],
+                                               u32 k, const u8* at, u32 row_bytes) {
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        const u32 row = first + own_column(i) / GROUP;
-        const bool there = own_column(i) < ROWS * GROUP && row < step.rows;
-        c.position[i] = there ? (i32)step.position[row] : -1;
-        c.sequence[i] = there ? step.sequence[row] : NONE;
+    for (u32 n = 0; n < 4; n++) {
+        u32 hi[N], lo[N];
+        load_rows(hi, at + n * row_bytes + step_at(k));
+        load_rows(lo, at + n * row_bytes + step_at(k) + PLANE_BYTES);
+        i32(&high)[4] = *(i32(*)[4])(hh + n * 4), (&low)[4] = *(i32(*)[4])(hl + n * 4);
+#pragma unroll
+        for (u32 i = 0; i < N / 2; i++) {
+            mma_k32<true>(high, a_hi[k + i], hi[2 * i], hi[2 * i + 1]);
+            mma_k32<true>(low, a_lo[k + i], hi[2 * i], hi[2 * i + 1]);
+            mma_k32<true>(low, a_hi[k + i], lo[2 * i], lo[2 * i + 1]);
+        }
     }
-    return c;
 }
 
-// Rounds the warp's columns (a head is one block of fixed point); the four threads of a column hold it together.
-__device__ __forceinline__ void round_queries(Queries& out, const f32* q, const Columns& own, u32 first, u32 kv_head, f32 score_scale) {
-    const u32 quad = fragment_quad();
+// All steps for `parts` times 32 rows of a unit.
+template <u32 CHUNKS, class Sink>
+__device__ __forceinline__ void multiply_warp(const u32 (&a_hi)[CHUNKS][4], const u32 (&a_lo)[CHUNKS][4], const u8* unit, u32 row_bytes,
+                                              u32 parts, const Sink& sink) {
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        const f32* const from = q + head_of(own_column(i), own.sequence[i] != NONE, first, kv_head) + quad * 4;
-        float4 x[KEY_CHUNKS][2];
-        u32 amax = 0;
+    for (u32 part = 0; part < parts; part++) {
+        const u8* const at = unit + part * 4 * row_bytes;
+        i32 hh[16] = {}, hl[16] = {};
 #pragma unroll
-        for (u32 k = 0; k < KEY_CHUNKS; k++)
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                const float4 v = *(const float4*)(from + k * 32 + half * 16);
-                x[k][half] = v;
-                amax = max(max(amax, max(magnitude(v.x), magnitude(v.y))), max(magnitude(v.z), magnitude(v.w)));
-            }
-        amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 1));
-        amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, 2));
-        const Rounding r = rounding(amax, LIMIT_A16);
-        out.scale[i] = __fmul_rn(r.scale, score_scale);
-#pragma unroll
-        for (u32 k = 0; k < KEY_CHUNKS; k++)
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                const float4 v = x[k][half];
-                const i32 n[4] = {round_fixed(v.x, r), round_fixed(v.y, r), round_fixed(v.z, r), round_fixed(v.w, r)};
-                u32 hi = 0, lo = 0;
-#pragma unroll
-                for (u32 b = 0; b < 4; b++) {
-                    hi |= (u32)(high_plane(n[b]) & 0xff) << (b * 8);
-                    lo |= (u32)(n[b] & 0xff) << (b * 8);
-                }
-                out.hi[k][half * 2 + i] = hi;
-                out.lo[k][half * 2 + i] = lo;
-            }
+        for (u32 k = 0; k + 1 < CHUNKS; k += 2) multiply_steps<4>(hh, hl, a_hi, a_lo, k, at, row_bytes);
+        if constexpr (CHUNKS % 2) multiply_steps<2>(hh, hl, a_hi, a_lo, CHUNKS - 1, at, row_bytes);
+        i32 v[4][4];
+        join_planes(v, hh, hl);
+        sink(part, v);
     }
 }
 
 // Scores of the warp's columns against a tile: score[j][2 i + c] is column i's with key 8 j + 2 t + c.
 __device__ __forceinline__ void scores_of(f32 (&score)[8][4], const Queries& q, const u8* unit) {
-    const u32 lane = threadIdx.x % 32;
     const float2* const scales = (const float2*)(unit + SCALES_AT);
-    // 32 keys at a time: two accumulators to a score would else take twice the registers.
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        i32 hh[4][4] = {}, hl[4][4] = {};
-#pragma unroll
-        for (u32 k = 0; k < KEY_CHUNKS; k++)
-#pragma unroll
-            for (u32 m = 0; m < 2; m++) {
-                const u8* const at = unit + fragment_at((half * 2 + m) * KEY_CHUNKS + k, lane);
-                const uint4 hi = *(const uint4*)at, lo = *(const uint4*)(at + PLANE_BYTES);
-                mma_k32<true>(hh[2 * m], q.hi[k], hi.x, hi.y);
-                mma_k32<true>(hh[2 * m + 1], q.hi[k], hi.z, hi.w);
-                mma_k32<true>(hl[2 * m], q.lo[k], hi.x, hi.y);
-                mma_k32<true>(hl[2 * m + 1], q.lo[k], hi.z, hi.w);
-                mma_k32<true>(hl[2 * m], q.hi[k], lo.x, lo.y);
-                mma_k32<true>(hl[2 * m + 1], q.hi[k], lo.z, lo.w);
-            }
+    multiply_warp(q.hi, q.lo, unit, KEY_ROWS, BLOCK / 32, [&](u32 half, const i32 (&v)[4][4]) {
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
             const u32 j = half * 4 + n;
             const float2 key = scales[j * 4 + fragment_quad()];
 #pragma unroll
             for (u32 c = 0; c < 4; c++)
-                score[j][c] = __fmul_rn(join_exact(hh[n][c], hl[n][c]), __fmul_rn(q.scale[c / 2], c % 2 ? key.y : key.x));
+                score[j][c] = __fmul_rn(__int2float_rn(v[n][c]), __fmul_rn(q.scale[c / 2], c % 2 ? key.y : key.x));
         }
-    }
+    });
 }
 
-// Largest of the four threads of a column.
-__device__ __forceinline__ f32 quad_max(f32 v) {
-    v = max_nan(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return max_nan(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-
-// A tile's probabilities in fixed point, the A operand of the value product, and what goes with them.
-struct Weights {
-    u32 hi[VALUE_CHUNKS][4], lo[VALUE_CHUNKS][4];
-    f32 scale[2];  // of a column's integer products
-    State state;
-};
-
-// From scores to probabilities. `limit`: the last key of the tile that each column sees, 63 or more for all of them.
-template <bool MASKED>
-__device__ __forceinline__ void weigh(Weights& out, f32 (&p)[8][4], const u8* unit, const i32 (&limit)[2]) {
-    const u32 quad = fragment_quad();
-    const f32 none = __uint_as_float(0xff800000u);
-    f32 top[2] = {FLOOR, FLOOR};
-#pragma unroll
-    for (u32 j = 0; j < 8; j++)
-#pragma unroll
-        for (u32 c = 0; c < 4; c++) {
-            if (MASKED && (i32)(j * 8 + quad * 2 + c % 2) > limit[c / 2]) p[j][c] = none;
-            top[c / 2] = max_nan(top[c / 2], p[j][c]);
-        }
-    bool bad[2];
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        top[i] = quad_max(top[i]);
-        bad[i] = !(top[i] < __uint_as_float(0x7f800000u));
-        out.state.exponent[i] = bad[i] ? 0.0f : ceilf(top[i]);
-    }
-#pragma unroll
-    for (u32 j = 0; j < 8; j++)
-#pragma unroll
-        for (u32 c = 0; c < 4; c++) p[j][c] = exp2_below(__fsub_rn(p[j][c], out.state.exponent[c / 2]));
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        f32 s[2];
-#pragma unroll
-        for (u32 c = 0; c < 2; c++) {
-            f32 t[4];
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) t[j] = __fadd_rn(p[j][2 * i + c], p[j + 4][2 * i + c]);
-            s[c] = __fadd_rn(__fadd_rn(t[0], t[2]), __fadd_rn(t[1], t[3]));
-            s[c] = __fadd_rn(s[c], __shfl_xor_sync(0xffffffffu, s[c], 2));
-            s[c] = __fadd_rn(s[c], __shfl_xor_sync(0xffffffffu, s[c], 1));
-        }
-        out.state.sum[i] = bad[i] ? __uint_as_float(0x7fc00000u) : __fadd_rn(s[0], s[1]);
-    }
-    // From here on p is u = p * s_v, never negative: its bits order as it does, NaN above all.
-    const float2* const scales = (const float2*)(unit + SCALES_AT) + BLOCK / 2;
-    u32 amax[2] = {0, 0};
-#pragma unroll
-    for (u32 j = 0; j < 8; j++) {
-        const float2 value = scales[j * 4 + quad];
-#pragma unroll
-        for (u32 c = 0; c < 4; c++) {
-            f32 u = __fmul_rn(p[j][c], c % 2 ? value.y : value.x);
-            if (MASKED && (i32)(j * 8 + quad * 2 + c % 2) > limit[c / 2]) u = 0.0f;
-            p[j][c] = u;
-            amax[c / 2] = max(amax[c / 2], __float_as_uint(u));
-        }
-    }
-    // One division a thread: of the four of a column, two find the scales of both columns and two the inverses.
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        amax[i] = max(amax[i], __shfl_xor_sync(0xffffffffu, amax[i], 1));
-        amax[i] = max(amax[i], __shfl_xor_sync(0xffffffffu, amax[i], 2)) & 0x7fffffffu;
-    }
-    const f32 own = __uint_as_float(quad % 2 ? amax[1] : amax[0]);
-    const f32 ratio = quad < 2 ? __fdiv_rn(own, LIMIT_A16) : __fdiv_rn(LIMIT_A16, own);
-    f32 inverse[2];
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        const u32 from = threadIdx.x % 32 & ~3u;
-        f32 scale = __shfl_sync(0xffffffffu, ratio, from + i);
-        inverse[i] = __shfl_sync(0xffffffffu, ratio, from + 2 + i);
-        const bool poisoned = bad[i] || amax[i] >= 0x7f800000u;
-        if (scale < 1.17549435e-38f) scale = inverse[i] = 0.0f;
-        out.scale[i] = poisoned ? __uint_as_float(0x7fc00000u) : __fmul_rn(scale, 256.0f);
-    }
-#pragma unroll
-    for (u32 h = 0; h < VALUE_CHUNKS; h++)
-#pragma unroll
-        for (u32 w = 0; w < 4; w++) {
-            // Word w: column w % 2, the 16 keys w / 2 of the chunk; its bytes are keys 2t, 2t + 1, 8 + 2t, 9 + 2t.
-            const u32 j = h * 4 + w / 2 * 2, i = w % 2;
-            const u32 n0 = round_split(p[j][2 * i], inverse[i]), n1 = round_split(p[j][2 * i + 1], inverse[i]);
-            const u32 n2 = round_split(p[j + 1][2 * i], inverse[i]), n3 = round_split(p[j + 1][2 * i + 1], inverse[i]);
-            const u32 n01 = __byte_perm(n0, n1, 0x5140), n23 = __byte_perm(n2, n3, 0x5140);
-            out.lo[h][w] = __byte_perm(n01, n23, 0x5410) ^ 0x80808080u;
-            out.hi[h][w] = __byte_perm(n01, n23, 0x7632);
-        }
-}
-
-// Whether v * scale * b and v * (scale * b) have the same bits, b being a power of two or zero: they do where no product
-// leaves the range of normal numbers (|v| is 0, or between 1 and 2^29).
-__device__ __forceinline__ bool is_plain(f32 scale, f32 b) {
-    return scale != scale || scale == 0.0f || (scale < 1e27f && (b == 0.0f || fabsf(__fmul_rn(scale, b)) >= 1.17549435e-38f));
-}
-
-// Joins a tile's values, weighted, to the span: out[2 s + n][2 i + c] is column i's dimension 16 s + 8 n + 2 t + c.
-template <bool PLAIN>
+// Joins a tile's values to the span: out[4 s + n][2 i + c] is column i's dimension 32 s + 8 n + 2 t + c.
 __device__ __forceinline__ void gather(f32 (&out)[2 * SLABS][4], const Weights& w, const u8* unit, const f32 (&a)[2], const f32 (&b)[2]) {
-    const u32 lane = threadIdx.x % 32;
-    const f32 factor[2] = {__fmul_rn(w.scale[0], b[0]), __fmul_rn(w.scale[1], b[1])};
-#pragma unroll
-    for (u32 s = 0; s < SLABS; s++) {
-        i32 hh[2][4] = {}, hl[2][4] = {};
-#pragma unroll
-        for (u32 h = 0; h < VALUE_CHUNKS; h++) {
-            const u8* const at = unit + fragment_at(s * VALUE_CHUNKS + h, lane);
-            const uint4 hi = *(const uint4*)at, lo = *(const uint4*)(at + PLANE_BYTES);
-            mma_k32<true>(hh[0], w.hi[h], hi.x, hi.y);
-            mma_k32<true>(hh[1], w.hi[h], hi.z, hi.w);
-            mma_k32<true>(hl[0], w.lo[h], hi.x, hi.y);
-            mma_k32<true>(hl[1], w.lo[h], hi.z, hi.w);
-            mma_k32<true>(hl[0], w.hi[h], lo.x, lo.y);
-            mma_k32<true>(hl[1], w.hi[h], lo.z, lo.w);
+    const bool plain = __all_sync(0xffffffffu, is_plain(w.scale[0], b[0]) && is_plain(w.scale[1], b[1]));
+    const f32 both[2] = {__fmul_rn(w.scale[0], b[0]), __fmul_rn(w.scale[1], b[1])};
+    multiply_warp(w.planes.hi, w.planes.lo, unit, VALUE_ROWS, HEAD_DIM / 32, [&](u32 part, const i32 (&v)[4][4]) {
+        if (plain) {
+            join_values<true>(out + part * 4, v, both, a, b);
+        } else {
+            join_values<false>(out + part * 4, v, w.scale, a, b);
         }
-#pragma unroll
-        for (u32 n = 0; n < 2; n++)
-#pragma unroll
-            for (u32 c = 0; c < 4; c++) {
-                const f32 v = join_exact(hh[n][c], hl[n][c]);
-                const f32 y = PLAIN ? __fmul_rn(v, factor[c / 2]) : __fmul_rn(__fmul_rn(v, w.scale[c / 2]), b[c / 2]);
-                out[2 * s + n][c] = __fmaf_rn(out[2 * s + n][c], a[c / 2], y);
-            }
-    }
-}
-
-// Joins `next` to `state` for the columns that are `seen`; for the others a = 1 and b = -0, which leave every bit of what a
-// product a x + b y is made of as it was (y being +0 or finite).
-__device__ __forceinline__ void meet_seen(State& state, const State& next, const bool (&seen)[2], f32 (&a)[2], f32 (&b)[2]) {
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        f32 exponent = state.exponent[i];
-        const Factors f = meet(exponent, next.exponent[i]);
-        a[i] = seen[i] ? f.a : 1.0f;
-        b[i] = seen[i] ? f.b : -0.0f;
-        if (seen[i]) {
-            state.sum[i] = merge(state.sum[i], next.sum[i], f);
-            state.exponent[i] = exponent;
-        }
-    }
+    });
 }
 
 // The columns' running results: the span under way in registers, the spans before it in shared memory, where a thread
@@ -304,8 +113,7 @@ struct Running {
 };
 
 __device__ __forceinline__ void clear(Running& r) {
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) r.span.exponent[i] = FLOOR, r.span.sum[i] = 0.0f;
+    clear(r.span);
 #pragma unroll
     for (u32 n = 0; n < 2 * SLABS; n++)
 #pragma unroll
@@ -367,7 +175,7 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
 
     const u32 unit_of_work = gridDim.x - 1 - blockIdx.x;
     const u32 kv_head = unit_of_work % KV_HEADS, first = unit_of_work / KV_HEADS * ROWS;
-    const Columns own = own_columns(step, first);
+    const Columns own = own_columns(step, first, ROWS, warp * 16);
     Queries queries;
     round_queries(queries, q, own, first, kv_head, score_scale);
 
@@ -381,26 +189,23 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
     const u32 end = min(first + ROWS, step.rows);
     u32 base = 0;  // units of the sequences before
     for (u32 row = first; row < end;) {
-        const u32 sequence = step.sequence[row];
-        u32 past = row + 1;
-        while (past < end && step.sequence[past] == sequence) past++;
-        const u32 tiles = step.position[past - 1] / BLOCK + 1;
-        const u32* const table = step.tables + (u64)sequence * step.stride;
+        const Run run(step, first, row, end, warp * 16, 16);
+        const u32* const table = step.tables + (u64)run.sequence * step.stride;
         const auto fill = [&](u32 unit) {
-            if (unit >= 2 * tiles || !ring.mine(base + unit)) return;
+            if (unit >= 2 * run.tiles || !ring.mine(base + unit)) return;
             const u8* const tile = tile_at(layer, table[unit / 2], kv_head);
             ring.fill(base + unit, tile + (unit % 2 ? VALUES_AT : KEYS_AT), unit % 2 ? VALUE_UNIT : KEY_UNIT);
         };
         for (u32 unit = 0; unit < AHEAD; unit++) fill(unit);
 
-        const bool here[2] = {own.sequence[0] == sequence, own.sequence[1] == sequence};
+        const bool here[2] = {own.sequence[0] == run.sequence, own.sequence[1] == run.sequence};
         bool in_span[2] = {false, false};
-        for (u32 tile = 0; tile < tiles; tile++) {
+        for (u32 tile = 0; tile < run.tiles; tile++) {
             const u32 keys = base + 2 * tile, values = keys + 1;
             const i32 start = (i32)(tile * BLOCK);
             const i32 limit[2] = {here[0] ? own.position[0] - start : -1, here[1] ? own.position[1] - start : -1};
             const bool seen[2] = {limit[0] >= 0, limit[1] >= 0};
-            const bool any = __any_sync(0xffffffffu, seen[0] || seen[1]);
+            const bool any = tile < run.seen;
             Weights weights;
             f32 a[2], b[2];
             fill(2 * tile + AHEAD);
@@ -420,28 +225,23 @@ attend_stream(const f32* q, const u8* layer, Step step, f32 score_scale, f32* at
             fill(2 * tile + 1 + AHEAD);
             unit = ring.wait(values);
             if (any) {
-                const bool plain = is_plain(weights.scale[0], b[0]) && is_plain(weights.scale[1], b[1]);
-                if (__all_sync(0xffffffffu, plain)) {
-                    gather<true>(r.out, weights, unit, a, b);
-                } else {
-                    gather<false>(r.out, weights, unit, a, b);
-                }
+                gather(r.out, weights, unit, a, b);
             }
             ring.leave(values);
-            if (tile % SPAN_TILES == SPAN_TILES - 1 || tile + 1 == tiles) {
-                if (__any_sync(0xffffffffu, in_span[0] || in_span[1])) end_span(r, in_span);
+            if (any && run.ends_span(tile)) {
+                end_span(r, in_span);
                 in_span[0] = in_span[1] = false;
             }
         }
-        base += 2 * tiles;
-        row = past;
+        base += 2 * run.tiles;
+        row = run.past;
     }
 
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
         if (own.sequence[i] == NONE) continue;
         const f32 inverse = __fdiv_rn(1.0f, r.total.sum[i]);
-        f32* const to = attn + head_of(own_column(i), true, first, kv_head) + fragment_quad() * 2;
+        f32* const to = attn + head_of(own.column[i], true, first, kv_head) + fragment_quad() * 2;
 #pragma unroll
         for (u32 n = 0; n < 2 * SLABS; n++) {
             const float4 v = r.before[n * 32];

@@ -2,15 +2,15 @@
 // which integer tensor cores take them.
 //
 // A layer is [blocks][KH] tiles. A tile is
-//   keys     two planes (high, low) of [4][HD / 32] fragments of 16 keys x 32 dimensions
+//   keys     two planes (high, low) of [8][HD / 64] atoms of 8 keys x 64 dimensions
 //   scales   f32 [64] of the keys, then [64] of the values
-//   values   two planes of [HD / 16][2] fragments of 16 dimensions x 32 keys
-// A fragment is 512 bytes, which a warp reads in one coalesced load: the 16 bytes of lane l are its two words of the B
-// operand of mma m16n8k32 (fragment.cuh) for the fragment's rows 0 to 7, then those for rows 8 to 15. The same words, the
-// middle ones swapped, are the A operand of all 16 rows: prefill takes query heads as rows (A) and keys as columns (B),
-// and wants its operands in neighbouring registers; decode, with few query heads, takes them the other way round.
-// The 32 keys of a value fragment stand at the places that `place_of_key` says: the order in which the results of the
-// score product lie in a thread's registers, so that probabilities need not move.
+//   values   two planes of [HD / 8] atoms of 8 dimensions x 64 keys
+// An atom is 8 rows of 64 bytes, the four 16-byte pieces of a row permuted (`byte_at`): what wgmma calls a swizzle of 64
+// bytes, and what ldmatrix reads without conflicts of banks. Where HD is no multiple of 64, the last atom of keys has rows
+// of 32 bytes, not permuted. A thread (g, t) of a warp that reads piece t of row g has four words of the A operand of mma
+// m16n8k32 for two steps, if the other operand's values are taken in the same order; a warp reads 512 bytes in a row.
+// The 64 keys of a value atom stand at the places that `place_of_key` says: the order in which the results of the score
+// product lie in a thread's registers, so that probabilities need not move.
 // That is the size of f16 and a scale to a row. Slots never stored in hold zeros or leftovers: their scales are never
 // used, and their planes meet integer zeros alone.
 #pragma once
@@ -19,8 +19,9 @@
 constexpr u32 PLANE_BYTES = BLOCK * HEAD_DIM;
 constexpr u32 KEYS_AT = 0, SCALES_AT = 2 * PLANE_BYTES, VALUES_AT = SCALES_AT + 2 * BLOCK * 4;
 constexpr u32 TILE_BYTES = VALUES_AT + 2 * PLANE_BYTES;
-constexpr u32 FRAGMENT = 512;
-// Fragments of a plane along its second index.
+// Bytes of an atom, and from eight rows to the next eight.
+constexpr u32 ATOM = 512, KEY_ROWS = 8 * HEAD_DIM, VALUE_ROWS = 8 * BLOCK;
+// Steps of 32 along its second index.
 constexpr u32 KEY_CHUNKS = HEAD_DIM / 32, VALUE_CHUNKS = BLOCK / 32;
 
 // The tile of a KV head in a block; `layer` is the layer's first byte. 64 bits: a layer may exceed 4 GB.
@@ -28,23 +29,21 @@ __device__ __forceinline__ const u8* tile_at(const u8* layer, u32 block, u32 hea
     return layer + ((u64)block * KV_HEADS + head) * TILE_BYTES;
 }
 
-// Where a lane's four words of a fragment begin, `which` counting a plane's fragments from its first byte.
-__device__ __forceinline__ u32 fragment_at(u32 which, u32 lane) { return which * FRAGMENT + lane * 16; }
+// Byte of piece `piece` of row `row` in an atom.
+__device__ __forceinline__ u32 piece_at(u32 row, u32 piece) { return row * 64 + (piece ^ row / 2) % 4 * 16; }
 
-// Byte of (row, place) in a fragment of 16 rows x 32 places.
-__device__ __forceinline__ u32 byte_at(u32 row, u32 place) {
-    const u32 lane = row % 8 * 4 + place % 16 / 4, word = row / 8 * 2 + place / 16;
-    return lane * 16 + word * 4 + place % 4;
+// Byte of (row, place) in eight rows of `places`.
+__device__ __forceinline__ u32 byte_at(u32 row, u32 place, u32 places) {
+    const u32 atom = place / 64 * ATOM, rest = place % 64;
+    return atom + (places - place / 64 * 64 >= 64 ? piece_at(row, rest / 16) + rest % 16 : row * 32 + rest);
 }
 
-// The place of key k (of 32) in a value fragment: within 16 keys, places 4t to 4t + 3 are keys 2t, 2t + 1, 8 + 2t, 9 + 2t.
+// The place of key k among 64: of 16 keys, places 4t to 4t + 3 are keys 2t, 2t + 1, 8 + 2t, 9 + 2t.
 __device__ __forceinline__ u32 place_of_key(u32 k) { return k / 16 * 16 + k % 8 / 2 * 4 + k % 16 / 8 * 2 + k % 2; }
 
 // Offset in a tile of dimension d of key i's high plane; the low plane is PLANE_BYTES on.
-__device__ __forceinline__ u32 key_at(u32 i, u32 d) {
-    return KEYS_AT + (i / 16 * KEY_CHUNKS + d / 32) * FRAGMENT + byte_at(i % 16, d % 32);
-}
+__device__ __forceinline__ u32 key_at(u32 i, u32 d) { return KEYS_AT + i / 8 * KEY_ROWS + byte_at(i % 8, d, HEAD_DIM); }
 // The same for values.
 __device__ __forceinline__ u32 value_at(u32 i, u32 d) {
-    return VALUES_AT + (d / 16 * VALUE_CHUNKS + i / 32) * FRAGMENT + byte_at(d % 16, place_of_key(i % 32));
+    return VALUES_AT + d / 8 * VALUE_ROWS + byte_at(d % 8, place_of_key(i), BLOCK);
 }

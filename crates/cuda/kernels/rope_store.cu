@@ -3,32 +3,12 @@
 // q [T][H][HD] becomes the rotated queries; k and v [T][KH][HD] stay as projected. A warp takes one head of one row: a
 // query, a key or a value. Grid: ceil(T (H + 2 KH) / 8). Sum of squares: lane p is partial p and takes d = p (mod 32)
 // ascending, then a butterfly 16 ... 1. Bytes a row: 8 H HD + 8 KH HD of floats, 4 KH HD of planes.
-#include "arith.cuh"
 #include "cache.cuh"
+#include "head.cuh"
 
 constexpr u32 WARPS = 8;
-constexpr u32 OWN = HEAD_DIM / 32;  // values of a lane
 constexpr u32 HALF = HEAD_DIM / 2;
 constexpr u32 UNITS = HEADS + 2 * KV_HEADS;  // heads of a row
-
-// The head norm: (x * r) * weight (rule 3).
-__device__ __forceinline__ void normalise(f32 (&x)[OWN], const f32 (&weight)[OWN]) {
-    f32 sum = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < OWN; i++) sum = __fmaf_rn(x[i], x[i], sum);
-    const f32 mean = __fdiv_rn(butterfly(sum), (f32)HEAD_DIM);
-    const f32 r = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, __int_as_float(RMS_EPS))));
-#pragma unroll
-    for (u32 i = 0; i < OWN; i++) x[i] = __fmul_rn(__fmul_rn(x[i], r), weight[i]);
-}
-
-// The scale and factor of a head's values, which are one block whatever HD is.
-__device__ __forceinline__ Rounding round_head(const f32 (&x)[OWN]) {
-    u32 amax = 0;
-#pragma unroll
-    for (u32 i = 0; i < OWN; i++) amax = max(amax, magnitude(x[i]));
-    return rounding(warp_max(amax), LIMIT_A16);
-}
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 rope_store(f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_norm, const f32* rope, Step step, u8* layer) {
@@ -60,10 +40,7 @@ rope_store(f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_n
         // Half-split: pair i is (x[i], x[i + HD / 2]).
         const float2* const turn = (const float2*)(rope + (u64)position * HEAD_DIM);
         for (u32 i = lane; i < HALF; i += 32) {
-            const float2 cs = turn[i];
-            const f32 a = head[i], b = head[i + HALF];
-            head[i] = __fmaf_rn(a, cs.x, -__fmul_rn(b, cs.y));
-            head[i + HALF] = __fmaf_rn(b, cs.x, __fmul_rn(a, cs.y));
+            rotate(head[i], head[i + HALF], turn[i]);
         }
         __syncwarp();
 #pragma unroll

@@ -4,7 +4,8 @@
 // Each warp has its own 16 rows, in the fragments of fragment.cuh: A is one m16n8k32 fragment; C is N / 8 of them, column
 // tile after column tile. B is a panel of columns of 128 bytes, eight of them an atom of 1024 bytes that begins at a
 // multiple of 1024; within a column, 16-byte chunk c lies at c ^ column % 8 ("128-byte swizzle"): no bank conflicts,
-// neither for who writes a column's chunks nor for the tensor cores.
+// neither for who writes a column's chunks nor for the tensor cores. Or columns are 64 bytes and an atom 512, chunk c lying
+// at c ^ column / 2 % 4 ("64-byte swizzle").
 #pragma once
 #include "prelude.cuh"
 
@@ -48,6 +49,19 @@ struct Panel128 {
         : descriptor(((shared_address(panel) >> 4 & 0x3fff) + step * 2) | 1ull << 16 | 64ull << 32 | 1ull << 62) {}
 };
 
+// The same with columns of 64 bytes, `stride` bytes from eight of them to the next eight. Also A, with rows for columns.
+struct Panel64 {
+    u64 descriptor;
+    __device__ __forceinline__ Panel64(const u8* panel, u32 stride) {
+        // From one lane: what follows is uniform then, and needs no vector registers.
+        const u32 address = __shfl_sync(0xffffffffu, shared_address(panel) >> 4, 0);
+        descriptor = (address & 0x3fff) | 1ull << 16 | (u64)(stride >> 4) << 32 | 2ull << 62;
+    }
+    __device__ __forceinline__ Panel64(u64 descriptor) : descriptor(descriptor) {}
+    // `bytes` on: a multiple of 512, and 32 for the second 32 values of k.
+    __device__ __forceinline__ Panel64 at(u32 bytes) const { return Panel64(descriptor + (bytes >> 4)); }
+};
+
 #define C4(i) "+r"(c[i]), "+r"(c[i + 1]), "+r"(c[i + 2]), "+r"(c[i + 3])
 #define C8(i) C4(i), C4(i + 4)
 // %k and the next are A's registers, then the descriptor, then whether to add to C.
@@ -64,7 +78,8 @@ struct Panel128 {
                           "%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, ", "%37, 0; ", C8(0), C8(8), C8(16), C8(24))
 
 // c = a b, or c += a b if `add`; A's bytes signed or not, B's signed.
-template <u32 N, bool SIGNED> __device__ __forceinline__ void wgmma(i32 (&c)[N / 2], const u32 (&a)[4], Panel128 b, bool add) {
+template <u32 N, bool SIGNED, class Panel>
+__device__ __forceinline__ void wgmma(i32 (&c)[N / 2], const u32 (&a)[4], Panel b, bool add) {
     static_assert(N == 16 || N == 32 || N == 48 || N == 64, "the widths that are spelled above");
     if constexpr (N == 16 && SIGNED) WGMMA_16("s8");
     else if constexpr (N == 16) WGMMA_16("u8");
@@ -74,6 +89,13 @@ template <u32 N, bool SIGNED> __device__ __forceinline__ void wgmma(i32 (&c)[N /
     else if constexpr (N == 48) WGMMA_48("u8");
     else if constexpr (SIGNED) WGMMA_64("s8");
     else WGMMA_64("u8");
+}
+// The same with A in shared memory, signed, and 64 columns.
+__device__ __forceinline__ void wgmma_shared(i32 (&c)[32], Panel64 a, Panel64 b, bool add) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+                 "%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p; }"
+                 : C8(0), C8(8), C8(16), C8(24) : "l"(a.descriptor), "l"(b.descriptor), "r"((u32)add));
 }
 #undef C4
 #undef C8

@@ -94,8 +94,8 @@ impl Cache {
     }
 }
 
-/// Bytes of a fragment: 16 rows by 32 places.
-const FRAGMENT: usize = 512;
+/// Bytes of an atom: 8 rows by 64 places.
+const ATOM: usize = 512;
 
 /// The twin of `kernels/cache.cuh`: where things lie in a tile.
 #[derive(Debug, Clone, Copy)]
@@ -122,12 +122,12 @@ impl Layout {
 
     /// Offset of dimension `d` of key `i`, high plane.
     fn key_at(self, i: usize, d: usize) -> usize {
-        (i / 16 * (self.head_dim / 32) + d / 32) * FRAGMENT + byte_at(i % 16, d % 32)
+        i / 8 * (8 * self.head_dim) + byte_at(i % 8, d, self.head_dim)
     }
 
     /// Offset of dimension `d` of value `i`, high plane.
     fn value_at(self, i: usize, d: usize) -> usize {
-        self.values_at() + (d / 16 * (BLOCK / 32) + i / 32) * FRAGMENT + byte_at(d % 16, place_of_key(i % 32))
+        self.values_at() + d / 8 * (8 * BLOCK) + byte_at(d % 8, place_of_key(i), BLOCK)
     }
 
     fn key(self, tile: &[u8], i: usize) -> impl Iterator<Item = f32> {
@@ -149,13 +149,15 @@ impl Layout {
     }
 }
 
-/// Byte of (row, place) in a fragment.
-fn byte_at(row: usize, place: usize) -> usize {
-    let (lane, word) = (row % 8 * 4 + place % 16 / 4, row / 8 * 2 + place / 16);
-    lane * 16 + word * 4 + place % 4
+/// Byte of (row, place) in eight rows of `places`.
+fn byte_at(row: usize, place: usize, places: usize) -> usize {
+    let (atom, rest) = (place / 64, place % 64);
+    // The last atom of a row that is no multiple of 64 is narrower, and not permuted.
+    let narrow = places - atom * 64 < 64;
+    atom * ATOM + if narrow { row * 32 + rest } else { row * 64 + (rest / 16 ^ row / 2) % 4 * 16 + rest % 16 }
 }
 
-/// The place of key `k` (of 32) in a value fragment.
+/// The place of key `k` (of 64) in a row of values.
 fn place_of_key(k: usize) -> usize {
     k / 16 * 16 + k % 8 / 2 * 4 + k % 16 / 8 * 2 + k % 2
 }

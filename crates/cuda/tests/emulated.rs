@@ -155,11 +155,13 @@ const FAULTS: &[Fault] = &[
     // Copies that nobody waits for.
     Fault { file: "decode_stream.cuh", right: "wait_copies(plan.depth);\n", wrong: "\n", says: "differ" },
     Fault {
-        file: "attend_stream.cu",
+        file: "attend_groups.cu",
         right: "mbarrier_wait(full + unit % STAGES, unit / STAGES & 1);",
         wrong: "",
         says: "differ",
     },
+    // A row that does not see its own key.
+    Fault { file: "attend_one.cu", right: "if (fresh) patch(keys, slot);", wrong: "", says: "differ" },
     // Warps that do not wait for one another.
     Fault {
         file: "attend_split.cu",

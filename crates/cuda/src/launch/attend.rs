@@ -1,6 +1,7 @@
 //! `attend`: few rows by spans over all processors (`kernels/attend_split.cu`), many rows by streams of tiles
-//! (`kernels/attend_stream.cu`). Which of the two runs depends on the number of rows and on the model, never on positions:
-//! a recorded step serves all of them.
+//! (`kernels/attend_stream.cu`, on Hopper `kernels/attend_groups.cu`). A single row of a step that nobody observes takes
+//! `rope_store` and `attend` in one launch (`kernels/attend_one.cu`). Which kernel runs depends on the number of rows, the
+//! model and the GPU, never on positions: a recorded step serves all of them.
 
 use std::sync::Arc;
 
@@ -12,12 +13,22 @@ use crate::kernels::UnitOf;
 use crate::{Cuda, Error};
 
 pub(crate) const UNIT_SPLIT: UnitOf = ("attend_split.cu", &["attend_split"]);
+pub(crate) const UNIT_ONE: UnitOf = ("attend_one.cu", &["attend_one"]);
 pub(crate) const UNIT_STREAM: UnitOf = ("attend_stream.cu", &["attend_stream"]);
+pub(crate) const UNIT_GROUPS: UnitOf = ("attend_groups.cu", &["attend_groups"]);
 
 /// Rows of the largest step that is split by spans; a lane of `attend_split` knows two rows.
 const SPLIT_ROWS: usize = 64;
+/// The compute capability, times ten, whose instructions `attend_groups` uses.
+const HOPPER: u32 = 90;
+/// `ATOM` of `cache.cuh`: what shared memory of `attend_groups` is aligned to.
+const ATOM: usize = 512;
 /// Tiles of a span (rule 5).
 const SPAN_TILES: usize = 4;
+/// `ITEMS` of the split kernel: items that a block knows ahead.
+const ITEMS: usize = 32;
+/// `KEY_WARP` of `attend_one.cu`: query heads of a unit that leave two warps to the row's own key and value.
+const ONE_HEADS: usize = 14;
 /// Bytes that partial results may take. What does not fit takes several launches.
 const SCRATCH: usize = 64 << 20;
 
@@ -48,7 +59,8 @@ impl Split {
         let queries = octets * (self.head_dim / 32) * 512;
         let weights = SPAN_TILES * (BLOCK / 32) * octets * 512;
         let tiles = SPAN_TILES * self.wide * (self.head_dim.max(BLOCK) + 4);
-        let items = queries + weights + 4 * (tiles + 3 * SPAN_TILES * 16 + 16);
+        let known = ITEMS * 4 * (5 + SPAN_TILES) + 4 * self.head_dim;
+        let items = known + queries + weights + 4 * (tiles + 3 * SPAN_TILES * 16 + 16 + 4);
         let heads = 256 / self.head_dim + 2;
         items.max(heads * 64 * 8 + 4 * (heads + 256))
     }
@@ -89,17 +101,39 @@ impl Scratch {
     }
 }
 
-/// How the stream kernel is built: its constants of these names.
-#[derive(Debug, Clone, Copy)]
+/// How attention of many rows is launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stream {
-    warps: usize,
-    stages: usize,
+    kernel: &'static str,
+    /// Of a block of threads, with one KV head.
     rows: usize,
-    head_dim: usize,
+    threads: u32,
+    shared: usize,
 }
 
 impl Stream {
     fn of(config: &Config, arch: u32) -> Stream {
+        let fits = config.head_dim.is_multiple_of(64) && config.head_dim <= 128;
+        if arch == HOPPER && fits { Stream::groups(config) } else { Stream::general(config, arch) }
+    }
+
+    /// `attend_groups`: `Shared` there.
+    fn groups(config: &Config) -> Stream {
+        let (pairs, columns, hands) = (2, 64, 2);
+        let (planes, scales) = (2 * BLOCK * config.head_dim, 2 * BLOCK * 4);
+        let hand = 4 * 128 * 16 + columns * (16 + 8) + 4 * 4;
+        let rings = 3 * (planes + scales) + 2 * planes;
+        let barriers = 8 * (2 * (3 + 2) + 2 * pairs * hands);
+        let shared = rings
+            + pairs * (2 * columns * config.head_dim + 4 * config.head_dim * 64 + hands * hand)
+            + barriers
+            + ATOM;
+        let rows = pairs * columns / (config.heads / config.kv_heads);
+        Stream { kernel: "attend_groups", rows, threads: 512, shared }
+    }
+
+    /// `attend_stream`: its constants of these names.
+    fn general(config: &Config, arch: u32) -> Stream {
         let large = matches!(arch, 80 | 90 | 100);
         let (warps, stages) = match (config.head_dim > 128, large) {
             (false, true) => (8, 4),
@@ -108,12 +142,9 @@ impl Stream {
             (true, false) => (2, 2),
         };
         let rows = 16 * warps / (config.heads / config.kv_heads);
-        Stream { warps, stages, rows, head_dim: config.head_dim }
-    }
-
-    fn shared(self) -> usize {
-        let stage = 2 * BLOCK * self.head_dim + 2 * BLOCK * 4;
-        self.stages * (stage + 16) + self.warps * self.head_dim * 64
+        let stage = 2 * BLOCK * config.head_dim + 2 * BLOCK * 4;
+        let shared = stages * (stage + 16) + warps * config.head_dim * 64;
+        Stream { kernel: "attend_stream", rows, threads: 32 * size(warps), shared }
     }
 }
 
@@ -127,10 +158,17 @@ impl Cuda {
     pub(crate) fn attend(&mut self, layer: usize) -> Result<(), Error> {
         let config = &self.model.config;
         let rows = self.step.rows();
-        let at_once = self.cache.scratch.rows(Split::of(config), self.step.arg().stride as usize);
+        let at_once = self.rows_at_once();
         let (row, group) = (config.heads * config.head_dim, config.heads / config.kv_heads * config.head_dim);
         let fits_units = block_len(row) == 32 || group.is_multiple_of(256);
         if rows <= SPLIT_ROWS && at_once > 0 {
+            if self.attends_at_once() {
+                self.attend_one(layer)?;
+                if fits_units {
+                    return Ok(());
+                }
+                return self.fix(self.buffers.attn.ptr(), rows, &self.buffers.attn_fixed);
+            }
             for first in (0..rows).step_by(at_once) {
                 self.attend_split(layer, first, at_once.min(rows - first))?;
             }
@@ -142,6 +180,39 @@ impl Cuda {
             self.attend_stream(layer)?;
         }
         self.fix(self.buffers.attn.ptr(), rows, &self.buffers.attn_fixed)
+    }
+
+    /// Rows that the split kernel can take in one launch.
+    fn rows_at_once(&self) -> usize {
+        self.cache.scratch.rows(Split::of(&self.model.config), self.step.arg().stride as usize)
+    }
+
+    /// Whether `attend` does what `rope_store` leaves to it.
+    pub(crate) fn attends_at_once(&self) -> bool {
+        let config = &self.model.config;
+        let fits = config.head_dim.is_multiple_of(64) && config.heads / config.kv_heads <= ONE_HEADS;
+        self.whole && self.step.rows() == 1 && fits && self.rows_at_once() > 0
+    }
+
+    fn attend_one(&self, layer: usize) -> Result<(), Error> {
+        let (b, config, scratch) = (&self.buffers, &self.model.config, &self.cache.scratch);
+        let weights = &self.weights.layers[layer];
+        let arguments = Arguments::default()
+            .push(b.q.ptr())
+            .push(b.k.ptr())
+            .push(b.v.ptr())
+            .push(weights.q_norm)
+            .push(weights.k_norm)
+            .push(self.rope.ptr())
+            .push(self.cache.layer(layer))
+            .push(self.step.arg())
+            .push(score_scale(config.head_dim))
+            .push(b.attn.ptr())
+            .push(b.attn_fixed.arg())
+            .push(scratch.partials.ptr())
+            .push(scratch.counters.ptr());
+        let shape = Shape::new(self.device.gpu.processors, 512).shared(Split::of(config).shared());
+        self.kernels.get("attend_one").launch(&self.device, shape, arguments)
     }
 
     fn attend_split(&self, layer: usize, first: usize, count: usize) -> Result<(), Error> {
@@ -171,10 +242,9 @@ impl Cuda {
             .push(self.step.arg())
             .push(score_scale(config.head_dim))
             .push(b.attn.ptr());
-        let kernel = self.kernels.get("attend_stream");
         let blocks = self.step.rows().div_ceil(stream.rows) * config.kv_heads;
-        let shape = Shape::new(blocks, 32 * size(stream.warps)).shared(stream.shared());
-        kernel.launch(&self.device, shape, arguments)
+        let shape = Shape::new(blocks, stream.threads).shared(stream.shared);
+        self.kernels.get(stream.kernel).launch(&self.device, shape, arguments)
     }
 }
 
@@ -185,6 +255,8 @@ mod tests {
     /// Shared memory of a block of threads on sm_86, 89 and 120; on sm_80.
     const SMALL: usize = 99 << 10;
     const LARGE: usize = 163 << 10;
+    /// On sm_90.
+    const LARGEST: usize = 227 << 10;
 
     #[test]
     fn every_shape_fits_every_processor() {
@@ -196,12 +268,13 @@ mod tests {
                     (Split::of(&config), format!("HD {head_dim}, {group} heads to a KV head"));
                 assert!(split.shared() <= SMALL, "{name}: split takes {}", split.shared());
                 assert!(split.units * split.wide >= config.heads, "{name}: a head is left out");
-                for (arch, limit) in [(80, LARGE), (86, SMALL), (90, LARGE), (120, SMALL)] {
+                for (arch, limit) in [(80, LARGE), (86, SMALL), (90, LARGEST), (120, SMALL)] {
                     let stream = Stream::of(&config, arch);
                     assert!(
-                        stream.shared() <= limit,
-                        "{name} on sm_{arch}: stream takes {}",
-                        stream.shared()
+                        stream.shared <= limit,
+                        "{name} on sm_{arch}: {} takes {}",
+                        stream.kernel,
+                        stream.shared
                     );
                     assert!(stream.rows >= 1, "{name} on sm_{arch}: a block takes no row");
                 }

@@ -10,8 +10,13 @@ pub(crate) const UNIT: UnitOf = ("rope_store.cu", &["rope_store"]);
 const WARPS: usize = 8;
 
 impl Cuda {
-    /// Rotates `Q` in place and stores the step's keys and values; `K` and `V` stay as projected.
+    /// Rotates `Q` in place and stores the step's keys and values; `K` and `V` stay as projected. Or leaves all of it to
+    /// `attend`, where nobody sees `Q` in between.
     pub(crate) fn rope_store(&mut self, layer: usize) -> Result<(), Error> {
+        if self.attends_at_once() {
+            self.cache.set_stored(layer);
+            return Ok(());
+        }
         let (b, weights, config) = (&self.buffers, &self.weights.layers[layer], &self.model.config);
         let heads = self.step.rows() * (config.heads + 2 * config.kv_heads);
         let arguments = Arguments::default()
