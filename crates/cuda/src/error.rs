@@ -106,6 +106,16 @@ pub enum Error {
     /// The cache's rows were asked for before a layer had stored any.
     #[error("nothing has been stored in this step")]
     NothingStored,
+    /// The driver will do nothing more for this process: a kernel trapped or went astray, or the hardware failed.
+    #[error("the GPU is lost: {text} ({name}), noticed while {what}")]
+    Lost {
+        /// What was tried when it was noticed, which need not be what failed.
+        what: &'static str,
+        /// The driver's name of the error.
+        name: String,
+        /// The driver's words.
+        text: String,
+    },
     /// The driver refused something.
     #[error("the GPU failed: {what}: {text} ({name})")]
     Driver {

@@ -249,7 +249,10 @@ impl Cuda {
 
 /// An error of the GPU as a fault of a stage.
 fn fault(site: Site) -> impl Fn(Error) -> Fault {
-    move |error| Fault::Device { site, source: Box::new(error) }
+    move |error| match error {
+        Error::Lost { .. } => Fault::Lost { source: Box::new(error) },
+        _ => Fault::Device { site, source: Box::new(error) },
+    }
 }
 
 /// Where a failure between two stages is reported.

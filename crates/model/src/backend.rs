@@ -147,6 +147,13 @@ pub enum Fault {
         /// Why not.
         why: String,
     },
+    /// The device is lost: whatever was on it is gone, and nothing more can run on this backend. Where it happened is not
+    /// known, since devices work behind the host's back.
+    #[error("{source}")]
+    Lost {
+        /// What the device said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The device failed.
     #[error("{site}: {source}")]
     Device {

@@ -330,6 +330,10 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
     let _ = io::Write::write_fmt(&mut io::stderr().lock(), format_args!("{text}\n"));
 }
 
+/// What to do about a GPU that is lost.
+pub(crate) const LOST: &str =
+    "`nvidia-smi`, and Xid lines of the system's log, tell how the GPU is; start again, or use --device cpu";
+
 impl From<cuda::Error> for Failure {
     fn from(error: cuda::Error) -> Failure {
         let hint = match &error {
@@ -349,6 +353,7 @@ impl From<cuda::Error> for Failure {
             cuda::Error::Kernels { .. } => "it is to hold files as crates/cuda/kernels has them".into(),
             cuda::Error::NoCxx => "install one, g++ say".into(),
             cuda::Error::Driver { .. } => "`nvidia-smi` tells how the GPU is".into(),
+            cuda::Error::Lost { .. } => LOST.into(),
             cuda::Error::Emulated { .. } => "this is a defect of a kernel, or of the emulator".into(),
             cuda::Error::Compile { .. } | cuda::Error::CompileEmulated { .. } => {
                 "this is a defect of Tally, or a compiler that it does not know".into()

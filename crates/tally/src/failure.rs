@@ -134,6 +134,7 @@ impl From<cpu::BuildError> for Failure {
 impl From<model::Fault> for Failure {
     fn from(fault: model::Fault) -> Failure {
         match fault {
+            model::Fault::Lost { .. } => Failure::new(fault).hint(crate::device::LOST),
             model::Fault::Device { .. } => Failure::new(fault).hint("`nvidia-smi` tells how the GPU is"),
             _ => Failure::new(fault),
         }

@@ -16,12 +16,33 @@ const OLDEST_DRIVER: i32 = 12_000;
 fn failed(what: &'static str) -> impl Fn(DriverError) -> Error {
     move |error| {
         let text = |s: Result<&std::ffi::CStr, DriverError>| s.map(|s| s.to_string_lossy().into_owned());
-        Error::Driver {
-            what,
-            name: text(error.error_name()).unwrap_or_else(|_| "unknown".into()),
-            text: text(error.error_string()).unwrap_or_else(|_| "no description".into()),
-        }
+        let name = text(error.error_name()).unwrap_or_else(|_| "unknown".into());
+        let text = text(error.error_string()).unwrap_or_else(|_| "no description".into());
+        if is_lost(error.0) { Error::Lost { what, name, text } } else { Error::Driver { what, name, text } }
     }
+}
+
+/// Whether an error ends the process's use of the GPU: every later call returns it again (CUDA Driver API, `CUresult`:
+/// "the process must be terminated and relaunched"), or the GPU is not there any more.
+fn is_lost(error: sys::cudaError_enum) -> bool {
+    use sys::cudaError_enum::*;
+    matches!(
+        error,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUDA_ERROR_UNKNOWN
+    )
 }
 
 /// The GPUs of this machine; fails if there is no usable driver. An empty list is a driver without a GPU.
