@@ -20,7 +20,7 @@ pub enum Scenario {
     Batch,
     /// As `Whole`, again on the same backends.
     Repeat,
-    /// As `Decode`, with nothing read but logits: what is recorded and replayed only then.
+    /// As `Whole`, thrice, then as `Decode`, with nothing read but logits: what is fused, recorded and replayed only then.
     Unobserved,
     /// The steps of a dump.
     Dump,
@@ -89,11 +89,16 @@ impl Scenario {
                 Ok(cut(vec![third, third, ids.len() - 2 * third]))
             }
             Scenario::Decode | Scenario::Unobserved if ids.len() < 2 => Err("a single token".into()),
-            Scenario::Decode | Scenario::Unobserved => {
+            Scenario::Decode => {
                 let singles = (ids.len() - 1).min(DECODED);
                 let mut chunks = vec![ids.len() - singles];
                 chunks.resize(1 + singles, 1);
                 Ok(cut(chunks))
+            }
+            // The first time a backend may get ready, the second record, the third replay.
+            Scenario::Unobserved => {
+                let (whole, decode) = (cut(vec![ids.len()]), Scenario::Decode.steps(ids, limits)?);
+                Ok([vec![whole; 3].concat(), decode].concat())
             }
             Scenario::Batch => batch(ids, limits),
             Scenario::Dump => Err("a dump has its own steps".into()),
@@ -184,7 +189,8 @@ mod tests {
                         assert!(step.rows.len() <= max_rows);
                         fed.extend(step.rows.iter().filter(|r| r.sequence == 0).map(|r| r.token));
                     }
-                    assert_eq!(fed, ids, "{scenario} {n} {max_rows}");
+                    let times = if scenario == Scenario::Unobserved { 4 } else { 1 };
+                    assert_eq!(fed, vec![ids.clone(); times].concat(), "{scenario} {n} {max_rows}");
                 }
             }
         }

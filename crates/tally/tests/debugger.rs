@@ -105,6 +105,29 @@ fn the_story_by_its_command() {
     assert_eq!(tally(["faults", "--only", "none"]).code, Some(2));
 }
 
+/// Faults in the kernels themselves, on the emulator: the story, and one that shows in logits alone.
+#[test]
+fn faults_in_kernels_are_named() {
+    if std::process::Command::new("g++").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but there is no g++");
+        println!("did not run: there is no g++ for the emulator");
+        return;
+    }
+    let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated");
+    let only = "kernel-down-read-as-q6-k,kernel-head-one-ulp-high";
+    let text =
+        tally(["faults", "--in-kernels", "--device", "emulated", "--only", only, "--kernel-cache", cache])
+            .ok();
+    assert!(
+        text.contains("`blk.2.ffn_down_exps.weight` (Q4_K)") && text.contains("`output.weight`"),
+        "{text}"
+    );
+    assert!(text.ends_with("2 of 2 faults named exactly.\n"), "{text}");
+    // Kernels need a device that has them, and a fault is in kernels or it is not.
+    tally(["faults", "--in-kernels"]).fails(2, "faults in kernels need kernels");
+    tally(["faults", "--only", only]).fails(2, "add --in-kernels");
+}
+
 #[test]
 fn replay_refuses_what_is_no_reproduction() {
     let directory = Directory::new();
