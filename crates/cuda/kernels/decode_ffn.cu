@@ -8,13 +8,11 @@
 #include "choose.cuh"
 #include "decode_stream.cuh"
 
-#if HIDDEN % 256 == 0 || WIDTH % 256 == 0
 constexpr bool MIXTURE = EXPERTS > 0;
 constexpr u32 RANKS = MIXTURE ? USED : 1;
 
 // Bytes of one expert's tiles.
 __device__ __forceinline__ u64 expert_stride(u32 type, u32 k, u32 rows) { return (u64)((rows + 31) / 32) * (k / 256) * column_bytes(type); }
-#endif
 
 #if HIDDEN % 256 == 0
 struct Up {
@@ -39,7 +37,6 @@ struct Up {
 };
 #endif
 
-#if HIDDEN % 256 == 0 || WIDTH % 256 == 0
 // A choice of experts in global memory; `logits`: of the router, where it is still to be made, else null.
 struct Choice {
     u32* experts;
@@ -55,7 +52,6 @@ struct Choice {
         weight[threadIdx.x] = load_fresh(weights + threadIdx.x);
     }
 };
-#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gate, Matrix up, f32* hidden, Plan plan) {

@@ -1,17 +1,12 @@
-// out[t][n] = w[n] . x[t] for weights in F32, F16 or BF16 (ARCHITECTURE.md, rule 2), any number of rows of activations.
+// out[t][n] = w[n] . x[t] for weights in F32, F16 or BF16 (ARCHITECTURE.md, rule 2), few rows of activations.
 //
 // A warp takes ROWS weight rows by COLUMNS activation rows at a time; a lane is a partial sum: k = lane (mod 32), fused
-// multiply-adds in ascending k, then the butterfly 16 ... 1. STEPS times 32 values are loaded before they are used: few
-// columns are bound by the time of a load, many by the number of loads, which a wide tile shares out.
+// multiply-adds in ascending k, then the butterfly 16 ... 1. STEPS times 32 values are loaded before they are used.
 // Grid: x over groups of weight rows, y over groups of columns: those that a block takes, or a tile of pairs that `group`
 // made, walked that many at a time.
 // Bytes: weights once for every group of columns; activations once for every group of weight rows, and again for every
 // warp of a block, from the cache.
-#include "arith.cuh"
-#include "float_weights.cuh"
-
-// The twin of `Epilogue` in launch/product.rs.
-enum Epilogue : u32 { STORE = 0, ADD = 1, GATE = 2 };
+#include "float_job.cuh"
 
 // The twin of `FloatTiling` in launch/product.rs.
 template <u32 R, u32 C, u32 S, u32 WARPS_M, u32 WARPS_N> struct Shape {
@@ -19,18 +14,6 @@ template <u32 R, u32 C, u32 S, u32 WARPS_M, u32 WARPS_N> struct Shape {
     static constexpr u32 BLOCK_ROWS = R * WARPS_M, BLOCK_COLUMNS = C * WARPS_N;
 };
 typedef Shape<1, 8, 8, 4, 1> Narrow;
-typedef Shape<8, 8, 2, 4, 2> Wide;
-
-struct Job {
-    Matrix w;
-    const f32* x;  // [T][k], or [T * K][k]
-    f32* out;      // [T][rows], or [T * K][rows]
-    Groups groups;
-    u32 k;
-    u32 rows;      // T, not grouped
-    u32 share;     // pairs that read the same row of x; 0: not grouped
-    u32 epilogue;
-};
 
 // A warp's weight rows and the columns that its block takes.
 template <class S> struct Work {
@@ -61,9 +44,6 @@ template <u32 R, u32 C, u32 N> __device__ __forceinline__ void add(const f32 (&a
             for (u32 r = 0; r < R; r++) sums[r][c] = __fmaf_rn(a[s][r], b[s][c], sums[r][c]);
 }
 
-// The row of `out` that column c is.
-__device__ __forceinline__ u32 column_id(const Job& job, u32 at) { return job.share > 0 ? job.groups.pair[at] : at; }
-
 template <class S, u32 C> __device__ __forceinline__ void store(const Job& job, const Work<S>& work, u32 c0, const f32 (&sums)[S::ROWS][C]) {
     // Outputs take lanes in turn.
     constexpr u32 EACH = (S::ROWS * C + 31) / 32;
@@ -78,10 +58,7 @@ template <class S, u32 C> __device__ __forceinline__ void store(const Job& job, 
     for (u32 i = 0; i < EACH; i++) {
         const u32 at = i * 32 + lane, row = work.row0 + at / C, column = c0 + at % C;
         if (at >= S::ROWS * C || row >= job.w.rows || column >= work.count) continue;
-        f32* to = job.out + (u64)column_id(job, work.first + column) * job.w.rows + row;
-        if (job.epilogue == ADD) *to = __fadd_rn(*to, mine[i]);
-        else if (job.epilogue == GATE) *to = __fmul_rn(silu(mine[i]), *to);
-        else *to = mine[i];
+        write_output(job, column_id(job, work.first + column), row, mine[i]);
     }
 }
 
@@ -152,7 +129,4 @@ template <class S> __device__ __forceinline__ void dispatch(const Job& job) {
 
 extern "C" __global__ void __launch_bounds__(Narrow::THREADS) float_product_narrow(const __grid_constant__ Job job) {
     dispatch<Narrow>(job);
-}
-extern "C" __global__ void __launch_bounds__(Wide::THREADS, 1) float_product_wide(const __grid_constant__ Job job) {
-    dispatch<Wide>(job);
 }

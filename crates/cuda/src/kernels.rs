@@ -36,6 +36,7 @@ const UNITS: &[UnitOf] = &[
     launch::observe::UNIT,
     launch::product::UNIT,
     launch::product::UNIT_FLOAT,
+    launch::product::UNIT_FLOAT_TILE,
     launch::product_many::UNIT,
     launch::route::UNIT,
     launch::route::UNIT_FEW,

@@ -15,7 +15,8 @@ use crate::weights::{Matrix, MatrixArg};
 use crate::{Cuda, Error};
 
 pub(crate) const UNIT: UnitOf = ("product.cu", &["product_8", "product_16", "product_64"]);
-pub(crate) const UNIT_FLOAT: UnitOf = ("float_product.cu", &["float_product_narrow", "float_product_wide"]);
+pub(crate) const UNIT_FLOAT: UnitOf = ("float_product.cu", &["float_product_narrow"]);
+pub(crate) const UNIT_FLOAT_TILE: UnitOf = ("float_tile.cu", &["float_tile_wide", "float_tile_broad"]);
 
 /// What is done with a product `v`: the twin of `Epilogue` in the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,26 +90,38 @@ struct FloatJob {
 // SAFETY: `repr(C)`, the fields of the twin.
 unsafe impl Argument for FloatJob {}
 
-/// What a block of float_product.cu takes: the twin of `Shape` there.
-#[derive(Debug, Clone, Copy)]
+/// What a block of float_product.cu or float_tile.cu takes: the twin of `Shape` there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FloatTiling {
     kernel: &'static str,
     /// Of weights.
     rows: usize,
     columns: usize,
     threads: usize,
+    /// Bytes of shared memory: three chunks of 128 values of each row, as `f32`.
+    shared: usize,
 }
 
 impl FloatTiling {
     const NARROW: FloatTiling =
-        FloatTiling { kernel: "float_product_narrow", rows: 4, columns: 8, threads: 128 };
-    const WIDE: FloatTiling =
-        FloatTiling { kernel: "float_product_wide", rows: 32, columns: 16, threads: 256 };
+        FloatTiling { kernel: "float_product_narrow", rows: 4, columns: 8, threads: 128, shared: 0 };
+    const WIDE: FloatTiling = FloatTiling::tile("float_tile_wide", 16);
+    const BROAD: FloatTiling = FloatTiling::tile("float_tile_broad", 32);
 
+    const fn tile(kernel: &'static str, columns: usize) -> FloatTiling {
+        FloatTiling { kernel, rows: 32, columns, threads: 256, shared: 3 * (32 + columns) * 128 * 4 }
+    }
+
+    /// The broadest that has blocks for all processors (half of them at least).
     fn for_rows(rows: usize, weights: usize, processors: usize) -> FloatTiling {
-        let wide = FloatTiling::WIDE;
-        let blocks = weights.div_ceil(wide.rows) * rows.div_ceil(wide.columns);
-        if rows >= wide.columns && 2 * blocks >= processors { wide } else { FloatTiling::NARROW }
+        let fills = |t: FloatTiling, times| {
+            rows >= t.columns && times * weights.div_ceil(t.rows) * rows.div_ceil(t.columns) >= processors
+        };
+        match rows {
+            _ if fills(FloatTiling::BROAD, 1) => FloatTiling::BROAD,
+            _ if fills(FloatTiling::WIDE, 2) => FloatTiling::WIDE,
+            _ => FloatTiling::NARROW,
+        }
     }
 
     fn for_pairs(mean: usize) -> FloatTiling {
@@ -354,7 +367,8 @@ impl Cuda {
             epilogue: epilogue as u32,
         };
         let groups = self.column_groups(x.columns, width);
-        let shape = Shape::new(0, size(tiling.threads)).grid(w.rows.div_ceil(tiling.rows), groups, 1);
+        let shape = Shape::new(0, size(tiling.threads)).shared(tiling.shared);
+        let shape = shape.grid(w.rows.div_ceil(tiling.rows), groups, 1);
         self.kernels.get(tiling.kernel).launch(&self.device, shape, Arguments::default().push(job))
     }
 }
@@ -380,6 +394,19 @@ mod tests {
         check(512, 160, "product_64");
         check(256, 64, "product_16");
         check(512, 64, "product_64");
+    }
+
+    #[test]
+    fn float_tiles_are_as_broad_as_leaves_no_processor_idle() {
+        // The router of the 30B-A3B shape; a head of floats.
+        let check = |rows, weights, want| {
+            assert_eq!(FloatTiling::for_rows(rows, weights, 132), want, "{rows} rows, {weights} weights");
+        };
+        check(2048, 128, FloatTiling::BROAD);
+        check(512, 128, FloatTiling::WIDE);
+        check(65, 128, FloatTiling::NARROW);
+        check(8, 151_936, FloatTiling::NARROW);
+        assert!(FloatTiling::BROAD.shared <= shared_memory(86));
     }
 
     #[test]
