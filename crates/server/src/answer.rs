@@ -120,11 +120,13 @@ impl Service {
         caller: &Caller,
     ) -> Result<Answer, ApiError> {
         let Generation { prompt, choices, sampling, grammar, .. } = &generation;
-        let max_tokens = self.room(prompt.len(), generation.max_tokens)?;
         if *choices == 0 || *choices > self.options.max_choices {
             let most = self.options.max_choices;
             return Err(ApiError::invalid("n", format!("n is {choices}; it must be from 1 to {most}")));
         }
+        // Before the prompt is looked at: an engine that is not there has no context.
+        let tickets = self.engine.reserve(*choices).map_err(|why| self.unavailable(why))?;
+        let max_tokens = self.room(prompt.len(), generation.max_tokens)?;
         let sampler = |i: u64| {
             let seed = sampling.seed.wrapping_add(i);
             Sampler::new(SamplerParams { seed, ..sampling.clone() })
@@ -137,7 +139,6 @@ impl Service {
             None => None,
         };
         let (send, pieces) = mpsc::channel(PIECES);
-        let tickets = self.engine.reserve(*choices).map_err(|why| self.unavailable(why))?;
         let (first, begun) = watch::channel(false);
         let mut first = Some(first);
         for (index, ticket) in tickets.into_iter().enumerate() {

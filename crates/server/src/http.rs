@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::answer::Caller;
-use crate::api::{chat, completions, plain};
+use crate::api::{chat, completions, messages, plain, responses};
 use crate::error::ApiError;
 use crate::gate::Gate;
 use crate::metrics::Answered;
@@ -43,6 +43,9 @@ pub(crate) const ROUTES: &[(&str, &str)] = &[
     ("post", "/tokenize"),
     ("post", "/v1/chat/completions"),
     ("post", "/v1/completions"),
+    ("post", "/v1/messages"),
+    ("post", "/v1/messages/count_tokens"),
+    ("post", "/v1/responses"),
 ];
 
 #[derive(Clone)]
@@ -105,6 +108,9 @@ fn route(path: &'static str) -> MethodRouter<App> {
         "/tokenize" => made!(tokenize),
         "/v1/chat/completions" => made!(chat::create),
         "/v1/completions" => made!(completions::create),
+        "/v1/messages" => made!(messages::create),
+        "/v1/messages/count_tokens" => made!(messages::count),
+        "/v1/responses" => made!(responses::create),
         _ => unreachable!("every route of the table has an answer"),
     }
 }

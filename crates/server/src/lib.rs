@@ -2,6 +2,7 @@
 
 mod answer;
 mod api;
+mod capture;
 mod conversation;
 mod error;
 mod gate;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+pub use capture::Captures;
 use service::Service;
 pub use service::{Options, Served};
 use worker::{Engine, Health};
@@ -93,6 +95,11 @@ impl Server {
             }
         }
         false
+    }
+
+    /// Whether the engine has failed for good.
+    pub fn is_dead(&self) -> bool {
+        self.service.engine.shared().health() == Health::Dead
     }
 
     /// What went wrong last with the engine.

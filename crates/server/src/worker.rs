@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use model::Backend;
 
+use crate::capture::Captures;
 use crate::job::{Job, JobError, Ticket};
 use crate::metrics::Metrics;
 use crate::scheduler::{Scheduler, Waiting};
@@ -28,6 +29,8 @@ pub type Factory = Arc<dyn Fn() -> Result<Box<dyn Backend>, String> + Send + Syn
 /// What bounds the engine.
 #[derive(Debug, Clone)]
 pub struct EngineLimits {
+    /// Where sequences are written down whose numbers went wrong; none: nowhere.
+    pub captures: Option<Captures>,
     /// Sequences that run at a time.
     pub running: usize,
     /// Sequences that wait at a time; more are refused.
@@ -38,7 +41,7 @@ pub struct EngineLimits {
 
 impl Default for EngineLimits {
     fn default() -> EngineLimits {
-        EngineLimits { running: 64, waiting: 256, interleave: Duration::from_millis(50) }
+        EngineLimits { captures: None, running: 64, waiting: 256, interleave: Duration::from_millis(50) }
     }
 }
 

@@ -4,10 +4,10 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 mod finished;
-// pub(crate) mod messages;
+pub(crate) mod messages;
 pub(crate) mod params;
 pub(crate) mod plain;
-// pub(crate) mod responses;
+pub(crate) mod responses;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;

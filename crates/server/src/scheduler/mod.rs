@@ -16,9 +16,9 @@ mod queue;
 mod sequence;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use engine::PrefixCache;
+use engine::{NonFinite, PrefixCache, first_non_finite};
 use model::{BLOCK, Backend, Fault, Step, forward};
 use rayon::prelude::*;
 
@@ -34,6 +34,9 @@ const SCORED: usize = 32;
 /// Logits of a step from which on they are looked at on several threads.
 const MANY_LOGITS: usize = 1 << 20;
 
+/// Tokens of a sequence that are computed again, to find where its numbers went wrong.
+const EXAMINED: usize = 2048;
+
 /// What waits for its turn.
 pub(crate) type Waiting = Queue<Sequence>;
 
@@ -47,6 +50,8 @@ pub(crate) struct Scheduler<B> {
     pace: Pace,
     shared: Arc<Shared>,
     arrived: u64,
+    /// When the next sequence whose numbers went wrong may be examined: others must not wait for that all the time.
+    examines_from: Instant,
 }
 
 /// What a sequence has in a step.
@@ -64,7 +69,16 @@ impl<B: Backend> Scheduler<B> {
     pub(crate) fn new(backend: B, waiting: Waiting, shared: Arc<Shared>) -> Scheduler<B> {
         let cache = PrefixCache::new(backend.kv_blocks());
         let pace = Pace::new(shared.limits.interleave);
-        Scheduler { backend, cache, waiting, running: Vec::new(), pace, shared, arrived: 0 }
+        Scheduler {
+            backend,
+            cache,
+            waiting,
+            running: Vec::new(),
+            pace,
+            shared,
+            arrived: 0,
+            examines_from: Instant::now(),
+        }
     }
 
     /// Puts a job into the queue.
@@ -123,7 +137,9 @@ impl<B: Backend> Scheduler<B> {
 
     /// Lets those in whose turn it is, as long as there is room.
     fn admit(&mut self) {
-        while self.running.len() < self.shared.limits.running {
+        // Each has a row of every step.
+        let most = self.shared.limits.running.min(self.backend.max_rows());
+        while self.running.len() < most {
             let Some(mut sequence) = self.waiting.pop() else { break };
             // The last token is always computed: the next one is chosen by its logits.
             let known = if sequence.scores_prompt() { 0 } else { sequence.tokens.len() - 1 };
@@ -294,13 +310,34 @@ impl<B: Backend> Scheduler<B> {
                 sequence.fail(JobError::Choice(why));
             }
             Refusal::Numeric(what) => {
+                let found = self.examine(&sequence);
                 self.cache.quarantine(&mut sequence.table);
                 self.shared.metrics.numeric_faults.inc();
-                let site = "head".to_owned();
+                let site = found.as_ref().map_or("head.logits".to_owned(), NonFinite::to_string);
                 tracing::error!(request = &*sequence.job.id, what, site, "numeric fault");
+                if let Some(capture) = &self.shared.limits.captures {
+                    capture.write(&sequence.job.id, &sequence.tokens, found.as_ref());
+                }
                 sequence.fail(JobError::NumericFault { what, site });
             }
         }
+    }
+
+    /// Looks for the place where the numbers of `sequence` went wrong, by computing it again; none where that would take too
+    /// long, or where they do not go wrong again.
+    fn examine(&mut self, sequence: &Sequence) -> Option<NonFinite> {
+        let start = Instant::now();
+        if start < self.examines_from {
+            return None;
+        }
+        let tokens = &sequence.tokens[..sequence.computed.min(EXAMINED)];
+        let found = first_non_finite(&mut self.backend, tokens, &sequence.table);
+        // No more than a tenth of the time goes into this.
+        self.examines_from = Instant::now() + 9 * start.elapsed().min(Duration::from_secs(60));
+        found.unwrap_or_else(|fault| {
+            tracing::error!(%fault, "cannot examine a numeric fault");
+            None
+        })
     }
 
     /// Says how things are, for whoever looks at the load.

@@ -19,18 +19,18 @@ use server::{Options, Served, Server};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The model that ships.
-pub fn file() -> gguf::File {
+pub(crate) fn file() -> gguf::File {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tally-rust-Q4_K_M.gguf");
     gguf::File::open(&path).expect("the model ships with the repository")
 }
 
 /// How the backend of a test is.
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// KV blocks of 64 positions.
-    pub blocks: usize,
+    pub(crate) blocks: usize,
     /// Rows of a step.
-    pub rows: usize,
+    pub(crate) rows: usize,
 }
 
 impl Default for Shape {
@@ -40,7 +40,7 @@ impl Default for Shape {
 }
 
 /// What is served, its backend wrapped by `wrap`.
-pub fn served(shape: Shape, wrap: impl Fn(Cpu) -> Box<dyn Backend> + Send + Sync + 'static) -> Served {
+pub(crate) fn served(shape: Shape, wrap: impl Fn(Cpu) -> Box<dyn Backend> + Send + Sync + 'static) -> Served {
     let file = file();
     let tokenizer = Arc::new(Tokenizer::from_metadata(file.metadata()).expect("a tokenizer"));
     let template = ChatTemplate::from_metadata(file.metadata(), &tokenizer).expect("a template");
@@ -67,7 +67,7 @@ pub fn served(shape: Shape, wrap: impl Fn(Cpu) -> Box<dyn Backend> + Send + Sync
 }
 
 /// A server that is ready.
-pub fn start_with(served: Served, options: Options) -> Server {
+pub(crate) fn start_with(served: Served, options: Options) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let server = Server::start(listener, served, options).expect("it starts");
     assert!(server.wait_until_ready(PATIENCE), "{:?}", server.trouble());
@@ -75,30 +75,30 @@ pub fn start_with(served: Served, options: Options) -> Server {
 }
 
 /// A server that is ready, with everything as usual.
-pub fn start() -> Server {
+pub(crate) fn start() -> Server {
     start_with(served(Shape::default(), |cpu| Box::new(cpu)), Options::default())
 }
 
 /// A response.
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     #[track_caller]
-    pub fn json(&self) -> Json {
+    pub(crate) fn json(&self) -> Json {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
     /// The data of all events but `[DONE]`, and whether that came last.
     #[track_caller]
-    pub fn events(&self) -> (Vec<Json>, bool) {
+    pub(crate) fn events(&self) -> (Vec<Json>, bool) {
         let data: Vec<&str> = self.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
         let done = data.last() == Some(&"[DONE]");
         let events = data.iter().filter(|line| **line != "[DONE]");
@@ -107,7 +107,7 @@ impl Answer {
 }
 
 /// Sends `request` as it stands, and reads the response to its end.
-pub fn raw(address: SocketAddr, request: &[u8]) -> Answer {
+pub(crate) fn raw(address: SocketAddr, request: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).expect("the server listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream.write_all(request).expect("the server reads");
@@ -115,7 +115,7 @@ pub fn raw(address: SocketAddr, request: &[u8]) -> Answer {
 }
 
 /// Reads one response.
-pub fn read(stream: &mut impl BufRead) -> Answer {
+pub(crate) fn read(stream: &mut impl BufRead) -> Answer {
     let mut line = String::new();
     stream.read_line(&mut line).expect("a status line");
     let status = line.split(' ').nth(1).and_then(|word| word.parse().ok());
@@ -141,7 +141,7 @@ pub fn read(stream: &mut impl BufRead) -> Answer {
 }
 
 /// The next chunk of a response's body; none at its end.
-pub fn chunk(stream: &mut impl BufRead) -> Option<Vec<u8>> {
+pub(crate) fn chunk(stream: &mut impl BufRead) -> Option<Vec<u8>> {
     let mut line = String::new();
     stream.read_line(&mut line).expect("a chunk's length");
     let length = usize::from_str_radix(line.trim(), 16).expect("a chunk's length");
@@ -152,7 +152,7 @@ pub fn chunk(stream: &mut impl BufRead) -> Option<Vec<u8>> {
 }
 
 /// The head and body of a request.
-pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let mut text = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
@@ -162,18 +162,18 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -
 }
 
 /// `POST` with a JSON body.
-pub fn post(server: &Server, path: &str, body: &Json) -> Answer {
+pub(crate) fn post(server: &Server, path: &str, body: &Json) -> Answer {
     raw(server.address(), &request("POST", path, &[], &body.to_string()))
 }
 
 /// `GET`.
-pub fn get(server: &Server, path: &str) -> Answer {
+pub(crate) fn get(server: &Server, path: &str) -> Answer {
     raw(server.address(), &request("GET", path, &[], ""))
 }
 
 /// The number of a metric without labels.
 #[track_caller]
-pub fn metric(server: &Server, name: &str) -> f64 {
+pub(crate) fn metric(server: &Server, name: &str) -> f64 {
     let text = get(server, "/metrics").body;
     let line = text.lines().find(|line| line.split(' ').next() == Some(name));
     let value = line.and_then(|line| line.split(' ').nth(1)?.parse().ok());
@@ -182,7 +182,7 @@ pub fn metric(server: &Server, name: &str) -> f64 {
 
 /// Waits until `holds`.
 #[track_caller]
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(30), "it never came to be: {what}");

@@ -1,0 +1,129 @@
+//! The same bits, whoever else asks: answers given under load, with too little memory for all and with others that hang up,
+//! are those given alone.
+
+mod client;
+
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use client::{Shape, metric, post, request, served, start, start_with, until};
+use serde_json::{Value as Json, json};
+use server::{EngineLimits, Options, Server};
+
+const SOURCES: [&str; 4] = [
+    "fn main() {\n",
+    "impl Iterator for Counter {\n    type Item = u32;\n\n    fn next(&mut self) -> Option<u32> {\n",
+    "/// Returns the number of elements in the vector.\npub fn len(&self) -> usize {\n",
+    "use std::collections::HashMap;\n\nfn count(words: &[&str]) -> HashMap<String, usize> {\n",
+];
+
+/// The `i`-th of many requests: prompts of a few tokens to some hundred, some of which begin alike, greedy and not, with
+/// penalties and without.
+fn question(i: usize) -> Json {
+    let long = SOURCES[i % 4].repeat(1 + i % 9 * 3);
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": long + SOURCES[i / 2 % 4] }],
+        "max_tokens": 8 + i % 5 * 11, "seed": i * 7919, "logprobs": true,
+    });
+    match i % 3 {
+        0 => body["temperature"] = 0.into(),
+        1 => body["temperature"] = 1.into(),
+        _ => body["presence_penalty"] = 0.5.into(),
+    }
+    body
+}
+
+/// What must be equal: text, reason, and every log-probability in all its digits.
+fn essence(answer: &Json) -> String {
+    let choice = &answer["choices"][0];
+    assert!(choice.is_object(), "{answer}");
+    let usage = &answer["usage"];
+    format!("{choice} {} {}", usage["prompt_tokens"], usage["completion_tokens"])
+}
+
+fn ask(server: &Server, body: &Json) -> String {
+    let answer = post(server, "/v1/chat/completions", body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    essence(&answer.json())
+}
+
+/// Asks in a stream, and hangs up after `pieces` of it.
+fn hang_up(server: &Server, body: &Json, pieces: usize) {
+    let mut body = body.clone();
+    body["stream"] = true.into();
+    let mut stream = TcpStream::connect(server.address()).expect("the server listens");
+    stream.write_all(&request("POST", "/v1/chat/completions", &[], &body.to_string())).expect("it reads");
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    for _ in 0..8 + pieces {
+        line.clear();
+        if std::io::BufRead::read_line(&mut stream, &mut line).is_err() || line.is_empty() {
+            break;
+        }
+    }
+}
+
+/// As [`question`], with an answer of several blocks.
+fn long_question(i: usize) -> Json {
+    let mut body = question(i);
+    body["max_tokens"] = (100 + i % 5 * 50).into();
+    body["ignore_eos"] = true.into();
+    body
+}
+
+fn check(shape: Shape, running: usize, interleave: Duration, question: fn(usize) -> Json) -> Server {
+    const REQUESTS: usize = 32;
+    let alone = start();
+    let want: Vec<String> = (0..REQUESTS).map(|i| ask(&alone, &question(i))).collect();
+    alone.stop();
+
+    let engine = EngineLimits { running, waiting: 256, interleave, captures: None };
+    let options = Options { engine, ..Options::default() };
+    let server = start_with(served(shape, |cpu| Box::new(cpu)), options);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for client in 0..16 {
+            let (server, want, next) = (&server, &want, &next);
+            scope.spawn(move || {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= 3 * REQUESTS {
+                        break;
+                    }
+                    match i % 3 {
+                        2 => hang_up(server, &question(i), client),
+                        _ => assert_eq!(
+                            ask(server, &question(i % REQUESTS)),
+                            want[i % REQUESTS],
+                            "request {i}"
+                        ),
+                    }
+                }
+            });
+        }
+    });
+    until("all blocks come back", || {
+        metric(&server, "tally_running") == 0.0
+            && metric(&server, "tally_kv_blocks_available") == metric(&server, "tally_kv_blocks")
+    });
+    server
+}
+
+#[test]
+fn the_same_bits_under_load() {
+    let server = check(Shape::default(), 16, Duration::from_millis(20), question);
+    assert!(metric(&server, "tally_cached_tokens_total") > 0.0, "beginnings were shared");
+    assert!(metric(&server, "tally_cancelled_total") > 0.0, "others hung up");
+    server.stop();
+}
+
+#[test]
+fn the_same_bits_with_too_little_memory() {
+    // 34 blocks hold one longest context and little more.
+    let server = check(Shape { blocks: 34, rows: 64 }, 12, Duration::from_millis(1), long_question);
+    assert!(metric(&server, "tally_preemptions_total") > 0.0, "somebody was put back");
+    server.stop();
+}
