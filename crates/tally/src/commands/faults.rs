@@ -175,7 +175,7 @@ impl Args {
         };
         let mut trials = Vec::new();
         for fault in faults {
-            let about = [fault.name, fault.what, fault.file];
+            let about = [fault.name, fault.what, fault.file()];
             trials.push(Trial::of(about, &fault.expected, find(&masked)?));
             // A kernel errs in all layers.
             masked.extend(sites(fault.expected.stage, model.config.layers));
