@@ -54,7 +54,7 @@ struct alignas(16) State {
     u64 full[MAX_SLOTS];
     u32 group[MAX_PAIRS];  // expert << 13 | first of `pair` << 4 | columns
     u16 pair[MAX_PAIRS];   // by expert
-    u32 start[E];          // where an expert's pairs begin
+    u32 start[E + 1];      // where an expert's pairs begin
     u32 groups;
 };
 
@@ -67,7 +67,8 @@ __device__ __forceinline__ u32 warp_prefix(u32 v) {
     return v;
 }
 
-// Sorts the pairs by expert, into groups of N. `start` is zero. Their order within an expert is nobody's business.
+// Sorts the pairs by expert, into groups of N. `start` is zero. All blocks have the same groups: which of an expert's pairs
+// are in one depends on the pairs alone, not on who came first.
 template <u32 N> __device__ __forceinline__ void sort_pairs(State& s, const Job& job) {
     const u32 p = threadIdx.x;
     const bool mine = p < job.columns;
@@ -93,10 +94,19 @@ template <u32 N> __device__ __forceinline__ void sort_pairs(State& s, const Job&
             for (u32 c = 0; c < n; c += N) s.group[group++] = e << 13 | (first + c) << 4 | min(N, n - c);
             first += n;
         }
-        if (threadIdx.x == 31) s.groups = group;
+        if (threadIdx.x == 31) s.groups = group, s.start[E] = first;
     }
     __syncthreads();
-    if (mine) s.pair[s.start[expert] + rank] = (u16)p;
+    const u32 first = s.start[expert], n = s.start[expert + 1] - first;
+    if (mine) s.pair[first + rank] = (u16)p;
+    __syncthreads();
+    // Where there is one group, any order does.
+    const bool ordered = mine && n > N;
+    rank = 0;
+    if (ordered)
+        for (u32 i = 0; i < n; i++) rank += s.pair[first + i] < p;
+    __syncthreads();
+    if (ordered) s.pair[first + rank] = (u16)p;
     __syncthreads();
 }
 
