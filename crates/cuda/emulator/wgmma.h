@@ -15,9 +15,10 @@ template <u32 N> void registers_more() {}
 struct Panel128 {
     const u8* panel;
     u32 step;
-    Panel128(const u8* panel, u32 step) : panel(panel), step(step) {
-        emulator::require((uintptr_t)panel % 1024 == 0, "a panel that begins amid an atom");
+    explicit Panel128(const u8* panel, u32 step = 0) : panel(panel), step(step) {
+        emulator::require((uintptr_t)panel % 1024 == 0 && step < 4, "a panel that begins amid an atom");
     }
+    Panel128 at(u32 bytes) const { return Panel128(panel + bytes / 1024 * 1024, step + bytes % 1024 / 32); }
     i8 value(u32 column, u32 k) const { return (i8)panel[swizzled(column, step * 2 + k / 16) + k % 16]; }
 };
 

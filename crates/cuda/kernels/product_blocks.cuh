@@ -38,13 +38,13 @@ __device__ __forceinline__ void minimum_sums(const u32 (&minima)[2], const u32 (
 }
 
 // F of one output from the accumulators of PARTS weight planes.
-template <u32 PARTS, bool NEGATED> __device__ __forceinline__ f32 joined(const i32 (&acc)[PARTS * PLANES][4], u32 i) {
+template <u32 T, u32 PARTS> __device__ __forceinline__ f32 joined(const i32 (&acc)[PARTS * PLANES][4], u32 i) {
     i32 sum[PLANES];
 #pragma unroll
     for (u32 p = 0; p < PLANES; p++) {
         sum[p] = acc[p][i];
-        if constexpr (PARTS == 2) sum[p] += acc[PLANES + p][i] * 256;
-        if constexpr (NEGATED) sum[p] = -sum[p];
+        if constexpr (PARTS == 2) sum[p] += acc[PLANES + p][i] * PLANE_BASE<T>;
+        if constexpr (NEGATED<T>) sum[p] = -sum[p];
     }
     if constexpr (PLANES == 2) return join(sum[0], sum[1]);
     else return __int2float_rn(sum[0]);
@@ -76,7 +76,7 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
 #pragma unroll
             for (u32 m = 0; m < 2; m++) {
                 if constexpr (AFTER) open_codes<T>(column, row + 16 * m, h, s, a[m][0]);
-                else open_super<T>({{column, row + 16 * m}, {column, row + 16 * m + 8}}, h, s, scales[m], a[m]);
+                else open_super<T>(column, row + 16 * m, h, s, scales[m], a[m]);
             }
 #pragma unroll
             for (u32 j = 0; j < J; j++) {
@@ -119,7 +119,7 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
             if constexpr (HAS_MINIMUM<T>) minimum_sums(minimum[m], planes, g);
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
-                f32 term = __fmul_rn(d[m][i / 2].x, joined<PARTS, NEGATED<T>>(acc[m][j], i));
+                f32 term = __fmul_rn(d[m][i / 2].x, joined<T, PARTS>(acc[m][j], i));
                 // Without minima the rule subtracts +0, which changes no bit.
                 if constexpr (HAS_MINIMUM<T>) term = __fsub_rn(term, __fmul_rn(d[m][i / 2].y, __int2float_rn(g[i])));
                 sums[m][j][i] = __fadd_rn(sums[m][j][i], __fmul_rn(i % 2 ? s.y : s.x, term));

@@ -16,7 +16,9 @@
 constexpr u32 COLUMNS = 64, TILES = 4, WARPGROUP = 128, READERS = 2;
 constexpr u32 THREADS = (READERS + 1) * WARPGROUP;
 // Registers of a thread: of who copies and of who multiplies. At the start all have the same share of the 64 Ki.
-constexpr u32 COPIER_REGISTERS = 40, READER_REGISTERS = 232;
+// After which of a super-block's eight steps a turn passes on.
+constexpr u32 TURN = 3;
+constexpr u32 COPIER_REGISTERS = 56, READER_REGISTERS = 224;
 
 #if HAS_WGMMA
 
@@ -27,12 +29,23 @@ struct Columns {
     f32 scale[COLUMNS];
 };
 constexpr u32 ATOM = 1024, MAX_STAGES = 8;
+
+// The products of a warpgroup's 64 rows, on their way out.
+struct Outputs {
+    f32 value[COLUMNS][64];
+    u32 row[COLUMNS];  // of `out`
+
+    // Lanes of a warp have eight rows of four pairs of columns: no two meet in a bank.
+    __device__ __forceinline__ f32& at(u32 column, u32 row) { return value[column][row ^ column / 2 % 4 * 8]; }
+};
 static_assert(sizeof(Columns) % 16 == 0, "tiles follow");
 
 __device__ __forceinline__ u32 up_to(u32 n, u32 multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 struct Ring {
     u64 *full, *free;  // barriers [stages]
+    u64* turns;        // barriers [READERS]
+    Outputs* outputs;  // [READERS]
     u8* first;
     u32 stages, stage_bytes;
     u32 place = 0, parity = 0;
@@ -40,7 +53,9 @@ struct Ring {
     __device__ __forceinline__ explicit Ring(const Job& job) : stages(job.stages) {
         full = dynamic_shared<u64>();
         free = full + MAX_STAGES;
-        first = (u8*)(free + MAX_STAGES);
+        turns = free + MAX_STAGES;
+        outputs = (Outputs*)(turns + READERS);
+        first = (u8*)(outputs + READERS);
         first += shared_padding(first, ATOM);
         stage_bytes = up_to((u32)sizeof(Columns) + TILES * job.weight_bytes, ATOM);
     }
@@ -150,26 +165,79 @@ __device__ __forceinline__ void copy_items(const Job& job, const Items& items, R
 // ---- Multiplying -------------------------------------------------------------------------------------------------------
 constexpr u32 COLUMN_TILES = COLUMNS / 8;
 
+// A row of a tile in shared memory. A warp's 16 rows may come from two tiles.
+struct TileRow {
+    const u8* column;
+    u32 row;
+};
+
+// What a lane needs of half h of a row's super-block, in registers.
+template <u32 T> struct HalfRow {
+    static constexpr u32 LOW = T == T_Q2K || T == T_Q3K ? 2 : 4;
+    u32 low[LOW], high[2];
+    uint2 scales;
+
+    // The word of `low` that sub-block (s, half) lies in.
+    static constexpr __device__ u32 place(u32 s, u32 half) { return (T == T_Q6K ? s % 2 * 2 : LOW == 4 ? s / 2 * 2 : 0) + half; }
+
+    __device__ __forceinline__ void load(const TileRow& r, u32 h) {
+        scales = half_scales<T>(r.column, r.row, h);
+#pragma unroll
+        for (u32 s = 0; s < 4; s++)
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) low[place(s, half)] = word(r.column, low_piece<T>(h, s, half), r.row);
+        if constexpr (HAS_HIGH<T>) high[0] = word(r.column, high_piece<T>(h, 0), r.row), high[1] = word(r.column, high_piece<T>(h, 1), r.row);
+    }
+    __device__ __forceinline__ void open(u32 h, u32 s, u32 half, u32& low_plane, u32& high_plane) const {
+        multiply<T>(join_codes<T>(low[place(s, half)], HAS_HIGH<T> ? high[half] : 0, h, s), factor<T>(scales, s, half), low_plane, high_plane);
+    }
+};
+
+// The two warpgroups that multiply take turns, so that one's products meet the other's arithmetic, not its products.
+// A turn begins with a super-block's first product and passes on in its midst.
+struct Turn {
+    u64 *mine, *other;
+    u32 parity;
+
+    __device__ __forceinline__ explicit Turn(u64* turns) {
+        const u32 group = threadIdx.x / WARPGROUP;
+        mine = turns + group, other = turns + 1 - group, parity = 1 - group;
+    }
+    __device__ __forceinline__ void wait() {
+        mbarrier_wait(mine, parity);
+        parity ^= 1;
+    }
+    __device__ __forceinline__ void pass() const {
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(other);
+    }
+};
+
 // Adds a super-block's terms to sums[j][c]: column tile j of N / 8; c as in fragment.cuh, for the lane's two rows.
-template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow (&rows)[2], const Columns& x, f32 (&sums)[COLUMN_TILES][4]) {
+template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow (&rows)[2], const Columns& x, Turn& turn, f32 (&sums)[COLUMN_TILES][4]) {
     constexpr u32 PARTS = WEIGHT_PLANES<T>, STEPS = 8;
     i32 acc[PARTS * PLANES][N / 2];
+    const Panel128 first(&x.plane[0][0][0]);
     u32 a[2][2][4];
-    uint2 scales[2];
+    HalfRow<T> half[2];
+    half[0].load(rows[0], 0), half[1].load(rows[1], 0);
+    turn.wait();
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         const u32 h = step / 4, s = step % 4;
-        if (s == 0) scales[0] = half_scales<T>(rows[0].column, rows[0].row, h), scales[1] = half_scales<T>(rows[1].column, rows[1].row, h);
         u32 (&planes)[2][4] = a[step % 2];
-        open_super<T>(rows, h, s, scales, planes);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) half[i % 2].open(h, s, i / 2, planes[0][i], planes[1][i]);
+        // The second half's words come while the first half's last ones are multiplied.
+        if (step == 3) half[0].load(rows[0], 1), half[1].load(rows[1], 1);
         wgmma_fence();
 #pragma unroll
         for (u32 p = 0; p < PLANES; p++) {
-            const Panel128 panel(x.plane[p][h], s);
-            wgmma<N, SIGNED<T> && PARTS == 1>(acc[p], planes[0], panel, step > 0);
-            if constexpr (PARTS == 2) wgmma<N, SIGNED<T>>(acc[PLANES + p], planes[1], panel, step > 0);
+            const Panel128 part = first.at((u32)(p * sizeof x.plane[0] + h * sizeof x.plane[0][0] + s * 32));
+            wgmma<N, SIGNED<T> && PARTS == 1>(acc[p], planes[0], part, step > 0);
+            if constexpr (PARTS == 2) wgmma<N, SIGNED<T>>(acc[PLANES + p], planes[1], part, step > 0);
         }
         wgmma_commit();
+        if (step == TURN) turn.pass();
         // The step before is done with its fragments.
         wgmma_wait<1>();
     }
@@ -198,7 +266,7 @@ template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow 
             i32 tile[PARTS * PLANES][4];
 #pragma unroll
             for (u32 p = 0; p < PARTS * PLANES; p++) tile[p][c] = acc[p][j * 4 + c];
-            f32 term = __fmul_rn(d[c / 2].x, joined<PARTS, NEGATED<T>>(tile, c));
+            f32 term = __fmul_rn(d[c / 2].x, joined<T, PARTS>(tile, c));
             // Without minima the rule subtracts +0, which changes no bit.
             if constexpr (HAS_MINIMUM<T>) term = __fsub_rn(term, __fmul_rn(d[c / 2].y, __int2float_rn(g[c])));
             sums[j][c] = __fadd_rn(sums[j][c], __fmul_rn(c % 2 ? s.y : s.x, term));
@@ -207,29 +275,29 @@ template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow 
 }
 
 // Fewer columns cost less.
-template <u32 T> __device__ __forceinline__ void add_columns(const TileRow (&rows)[2], const Columns& x, u32 columns, f32 (&sums)[COLUMN_TILES][4]) {
+template <u32 T> __device__ __forceinline__ void add_columns(const TileRow (&rows)[2], const Columns& x, u32 columns, Turn& turn, f32 (&sums)[COLUMN_TILES][4]) {
     switch ((columns + 15) / 16) {
-        case 1: add_super<T, 16>(rows, x, sums); break;
-        case 2: add_super<T, 32>(rows, x, sums); break;
-        case 3: add_super<T, 48>(rows, x, sums); break;
-        default: add_super<T, 64>(rows, x, sums); break;
+        case 1: add_super<T, 16>(rows, x, turn, sums); break;
+        case 2: add_super<T, 32>(rows, x, turn, sums); break;
+        case 3: add_super<T, 48>(rows, x, turn, sums); break;
+        default: add_super<T, 64>(rows, x, turn, sums); break;
     }
 }
 
-__device__ __forceinline__ void add_slot(u32 type, const TileRow (&rows)[2], const Columns& x, u32 columns, f32 (&sums)[COLUMN_TILES][4]) {
+__device__ __forceinline__ void add_slot(u32 type, const TileRow (&rows)[2], const Columns& x, u32 columns, Turn& turn, f32 (&sums)[COLUMN_TILES][4]) {
     switch (type) {
-        case T_Q2K: if constexpr (has(T_Q2K)) add_columns<T_Q2K>(rows, x, columns, sums); break;
-        case T_Q3K: if constexpr (has(T_Q3K)) add_columns<T_Q3K>(rows, x, columns, sums); break;
-        case T_Q4K: if constexpr (has(T_Q4K)) add_columns<T_Q4K>(rows, x, columns, sums); break;
-        case T_Q5K: if constexpr (has(T_Q5K)) add_columns<T_Q5K>(rows, x, columns, sums); break;
-        case T_Q6K: if constexpr (has(T_Q6K)) add_columns<T_Q6K>(rows, x, columns, sums); break;
+        case T_Q2K: if constexpr (has(T_Q2K)) add_columns<T_Q2K>(rows, x, columns, turn, sums); break;
+        case T_Q3K: if constexpr (has(T_Q3K)) add_columns<T_Q3K>(rows, x, columns, turn, sums); break;
+        case T_Q4K: if constexpr (has(T_Q4K)) add_columns<T_Q4K>(rows, x, columns, turn, sums); break;
+        case T_Q5K: if constexpr (has(T_Q5K)) add_columns<T_Q5K>(rows, x, columns, turn, sums); break;
+        case T_Q6K: if constexpr (has(T_Q6K)) add_columns<T_Q6K>(rows, x, columns, turn, sums); break;
     }
 }
 
 // Which rows of an item a lane has: in the ring's tiles, and in the matrix.
 struct LaneRows {
     u32 slot[2], row[2];  // tile of the stage, row of it
-    u32 out[2];           // row of the matrix, less the item's first
+    u32 out[2];           // row of the warpgroup's 64 outputs
 
     __device__ __forceinline__ explicit LaneRows(bool pairs) {
         const u32 group = threadIdx.x / WARPGROUP, warp = threadIdx.x % WARPGROUP / 32, g = fragment_row();
@@ -238,55 +306,83 @@ struct LaneRows {
             // For SWIGLU a warp has eight rows of both matrices: a lane finds both factors of its outputs.
             slot[i] = pairs ? group * 2 + i : group * 2 + warp / 2;
             row[i] = pairs ? warp * 8 + g : warp % 2 * 16 + i * 8 + g;
-            out[i] = (pairs ? group : slot[i]) * 32 + row[i];
+            out[i] = pairs ? i * 32 + row[i] : warp / 2 * 32 + row[i];
         }
     }
 };
 
-// Stores column tile j's outputs.
-__device__ __forceinline__ void finish(const Job& job, const Item& item, const LaneRows& lane, f32 (&sums)[COLUMN_TILES][4]) {
-    const u32 epilogue = job.epilogue;
-    f32* const out = job.out[item.matrix] + item.tile * 32;
-    const u32 left = item.rows - item.tile * 32;
+// Stores a warpgroup's products. They cross to other threads, so that a warp stores 32 rows of a column, and by little code:
+// it runs once an item, and comes from far.
+template <u32 EPILOGUE>
+__device__ __forceinline__ void store(const Item& item, f32* out, u32 left, Outputs& outputs) {
+    constexpr u32 ROWS = EPILOGUE == SWIGLU ? 32 : 64, STEP = WARPGROUP / ROWS, BATCH = 4;
+    const u32 thread = threadIdx.x % WARPGROUP, row = thread % ROWS;
+    if (row >= left) return;
+#pragma unroll 1
+    for (u32 first = thread / ROWS; first < item.columns; first += BATCH * STEP) {
+        f32* to[BATCH];
+        f32 old[BATCH];
 #pragma unroll
-    for (u32 j = 0; j < COLUMN_TILES; j++) {
+        for (u32 i = 0; i < BATCH; i++) {
+            const u32 column = min(first + i * STEP, item.columns - 1);
+            to[i] = out + (u64)outputs.row[column] * item.rows + row;
+            if constexpr (EPILOGUE == ADD || EPILOGUE == GATE) old[i] = *to[i];
+        }
 #pragma unroll
-        for (u32 c = 0; c < 2; c++) {
-            const u32 column = j * 8 + fragment_quad() * 2 + c;
-            if (column >= item.columns) continue;
-            f32* at = out + (u64)item.out_row(job, column) * item.rows;
-            if (epilogue == SWIGLU) {
-                if (lane.out[0] < left) at[lane.out[0]] = __fmul_rn(silu(sums[j][c]), sums[j][2 + c]);
-                continue;
-            }
-#pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                if (lane.out[i] >= left) continue;
-                f32* to = at + lane.out[i];
-                const f32 v = sums[j][2 * i + c];
-                if (epilogue == ADD) *to = __fadd_rn(*to, v);
-                else if (epilogue == GATE) *to = __fmul_rn(silu(v), *to);
-                else *to = v;
-            }
+        for (u32 i = 0; i < BATCH; i++) {
+            const u32 column = first + i * STEP;
+            if (column >= item.columns) break;
+            f32 v = outputs.at(column, row);
+            if constexpr (EPILOGUE == ADD) v = __fadd_rn(old[i], v);
+            if constexpr (EPILOGUE == GATE) v = __fmul_rn(silu(v), old[i]);
+            if constexpr (EPILOGUE == SWIGLU) v = __fmul_rn(silu(v), outputs.at(column, ROWS + row));
+            *to[i] = v;
         }
     }
 }
 
+__device__ __forceinline__ void finish(const Job& job, const Item& item, const LaneRows& lane, u32 out_row, const f32 (&sums)[COLUMN_TILES][4], Outputs& outputs) {
+    const u32 group = threadIdx.x / WARPGROUP, thread = threadIdx.x % WARPGROUP;
+    // The item before has left.
+    barrier_sync(1 + group, WARPGROUP);
+#pragma unroll
+    for (u32 j = 0; j < COLUMN_TILES; j++) {
+        if (j * 8 >= item.columns) break;
+#pragma unroll
+        for (u32 c = 0; c < 4; c++) outputs.at(j * 8 + fragment_quad() * 2 + c % 2, lane.out[c / 2]) = sums[j][c];
+    }
+    if (thread < COLUMNS) outputs.row[thread] = out_row;
+    barrier_sync(1 + group, WARPGROUP);
+    const u32 first = item.tile * 32 + group * (job.epilogue == SWIGLU ? 32 : 64), left = item.rows - min(first, item.rows);
+    f32* const out = job.out[item.matrix] + first;
+    switch (job.epilogue) {
+        case STORE: store<STORE>(item, out, left, outputs); break;
+        case ADD: store<ADD>(item, out, left, outputs); break;
+        case GATE: store<GATE>(item, out, left, outputs); break;
+        default: store<SWIGLU>(item, out, left, outputs); break;
+    }
+}
+
 __device__ __forceinline__ void multiply_items(const Job& job, const Items& items, Ring ring) {
+    const u32 thread = threadIdx.x % WARPGROUP;
     const LaneRows lane(job.epilogue == SWIGLU);
+    Turn turn(ring.turns);
+    Outputs& outputs = ring.outputs[threadIdx.x / WARPGROUP];
     for (u32 i = blockIdx.x; i < items.count; i += gridDim.x) {
         const Item item(job, i, items.across);
+        // Asked for early, wanted late.
+        const u32 out_row = thread < item.columns ? item.out_row(job, thread) : 0;
         f32 sums[COLUMN_TILES][4] = {};
         for (u32 b = 0; b < job.k / 256; b++, ring.advance()) {
             mbarrier_wait(&ring.full[ring.place], ring.parity);
             wgmma_see_shared();
             const u8* weights = ring.weights();
             const TileRow rows[2] = {{weights + lane.slot[0] * job.weight_bytes, lane.row[0]}, {weights + lane.slot[1] * job.weight_bytes, lane.row[1]}};
-            add_slot(item.type, rows, ring.columns(), item.columns, sums);
+            add_slot(item.type, rows, ring.columns(), item.columns, turn, sums);
             __syncwarp();
             if (threadIdx.x % 32 == 0) mbarrier_arrive(&ring.free[ring.place]);
         }
-        finish(job, item, lane, sums);
+        finish(job, item, lane, out_row, sums, outputs);
     }
 }
 
@@ -298,6 +394,7 @@ __device__ __forceinline__ void product(const Job& job) {
             mbarrier_init(&ring.full[s], WARPGROUP + 1);
             mbarrier_init(&ring.free[s], READERS * WARPGROUP / 32);
         }
+        for (u32 g = 0; g < READERS; g++) mbarrier_init(&ring.turns[g], WARPGROUP / 32);
         mbarrier_fence();
     }
     __syncthreads();

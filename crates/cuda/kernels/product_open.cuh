@@ -3,7 +3,8 @@
 //
 // A code times its sub-block's integer scale is still a small integer (at most 16 bits), so it is opened as one or two
 // byte planes, low and high, and the sum over a whole super-block is plain int8 tensor-core work: no scale is left to
-// apply until the block ends. Loads are 4 bytes a lane, 8 rows of 16 bytes a warp: 128 contiguous bytes, no conflict.
+// apply until the block ends. Where codes and scales are unsigned and short, the planes are the codes times the scale's
+// octal digits: four such products fit the bytes of a word, and one multiplication makes them. Loads are 4 bytes a lane, 8 rows of 16 bytes a warp: 128 contiguous bytes, no conflict.
 #pragma once
 #include "arith.cuh"
 #include "fragment.cuh"
@@ -16,6 +17,8 @@ template <u32 T> constexpr u32 SLOT_BYTES = COLUMN_BYTES<T> * (256 / Layout<T>::
 
 // Byte planes of a code times its scale: |scale * code| <= 45 (Q2_K), 128 (Q3_K), 945 (Q4_K), 1953 (Q5_K), 4096 (Q6_K).
 template <u32 T> constexpr u32 WEIGHT_PLANES = T == T_Q2K || T == T_Q3K ? 1 : 2;
+// What the high plane counts.
+template <u32 T> constexpr i32 PLANE_BASE = T == T_Q4K || T == T_Q5K ? 8 : 256;
 // Whether the highest plane is signed; a low plane under a high one never is.
 template <u32 T> constexpr bool SIGNED = T == T_Q3K || T == T_Q6K;
 // Q3_K's product reaches 128 and its opposite does not: opened negated, so that it fits a signed byte.
@@ -27,21 +30,33 @@ __device__ __forceinline__ u32 shared_word(const u8* p) { return *(const u32*)p;
 // Word t of 16-byte piece u of a row.
 __device__ __forceinline__ u32 word(const u8* column, u32 u, u32 row) { return shared_word(unit(column, u, row) + fragment_quad() * 4); }
 
+// Types whose codes have bits in a second place.
+template <u32 T> constexpr bool HAS_HIGH = T == T_Q3K || T == T_Q5K || T == T_Q6K;
+// The pieces that hold the codes of weights 128 h + 32 s + 16 half.. : their low bits, and the others.
+template <u32 T> constexpr __device__ u32 low_piece(u32 h, u32 s, u32 half) {
+    if constexpr (T == T_Q4K || T == T_Q5K) return Layout<T>::QS + 2 * (2 * h + s / 2) + half;
+    else if constexpr (T == T_Q6K) return Layout<T>::QL + 4 * h + s % 2 * 2 + half;
+    else return Layout<T>::QS + 2 * h + half;
+}
+template <u32 T> constexpr __device__ u32 high_piece(u32 h, u32 half) {
+    if constexpr (T == T_Q6K) return Layout<T>::QH + 2 * h + half;
+    else if constexpr (T == T_Q5K) return Layout<T>::QH + half;
+    else if constexpr (T == T_Q3K) return Layout<T>::HMASK + half;
+    else return 0;
+}
+// Four codes, a byte each, of sub-block (h, s) from words of those pieces.
+template <u32 T> __device__ __forceinline__ u32 join_codes(u32 low, u32 high, u32 h, u32 s) {
+    if constexpr (T == T_Q4K) return low >> (s % 2 * 4) & 0x0f0f0f0f;
+    else if constexpr (T == T_Q5K) return (low >> (s % 2 * 4) & 0x0f0f0f0f) | (high >> (4 * h + s) & 0x01010101) << 4;
+    else if constexpr (T == T_Q6K) return (low >> (s / 2 * 4) & 0x0f0f0f0f) | (high >> (2 * s) & 0x03030303) << 4;
+    else if constexpr (T == T_Q3K) return (low >> (2 * s) & 0x03030303) | (high >> (4 * h + s) & 0x01010101) << 2;
+    else return low >> (2 * s) & 0x03030303;
+}
+
 // Codes of weights 128 h + 32 s + 16 half + 4t.. of a row, a byte each.
 template <u32 T> __device__ __forceinline__ u32 codes(const u8* column, u32 row, u32 h, u32 s, u32 half) {
-    using L = Layout<T>;
-    u32 w;
-    if constexpr (T == T_Q4K || T == T_Q5K) {
-        w = word(column, L::QS + 2 * (2 * h + s / 2) + half, row) >> (s % 2 * 4) & 0x0f0f0f0f;
-    } else if constexpr (T == T_Q6K) {
-        const u32 high = word(column, L::QH + 2 * h + half, row) >> (2 * s) & 0x03030303;
-        w = (word(column, L::QL + 4 * h + s % 2 * 2 + half, row) >> (s / 2 * 4) & 0x0f0f0f0f) | high << 4;
-    } else {
-        w = word(column, L::QS + 2 * h + half, row) >> (2 * s) & 0x03030303;
-    }
-    if constexpr (T == T_Q5K) w |= (word(column, L::QH + half, row) >> (4 * h + s) & 0x01010101) << 4;
-    if constexpr (T == T_Q3K) w |= (word(column, L::HMASK + half, row) >> (4 * h + s) & 0x01010101) << 2;
-    return w;
+    const u32 high = HAS_HIGH<T> ? word(column, high_piece<T>(h, half), row) : 0;
+    return join_codes<T>(word(column, low_piece<T>(h, s, half), row), high, h, s);
 }
 
 // The scales of half h of a row's super-block, a byte each: of 32 weights in x (Q4_K, Q5_K), else of 16 in x, then y.
@@ -70,11 +85,16 @@ template <u32 T> __device__ __forceinline__ i32 factor(uint2 scales, u32 s, u32 
     return T == T_Q3K ? 32 - scale : scale;
 }
 
-// Four codes times their factor, less the bias, as bytes of two planes. Two codes share a multiplication: their products
-// stand in the halves of a word, raised by 2^15 where they may be negative so that neither borrows from the other.
+// Four codes times their factor, less the bias, as bytes of two planes. For Q3_K and Q6_K two codes share a multiplication:
+// their products stand in the halves of a word, raised by 2^15 where they may be negative so that neither borrows from the other.
 template <u32 T> __device__ __forceinline__ void multiply(u32 w, i32 c, u32& low, u32& high) {
     if constexpr (T == T_Q2K) {
         low = w * (u32)c;
+        return;
+    }
+    if constexpr (PLANE_BASE<T> == 8) {
+        // At most 31 * 7.
+        low = w * ((u32)c & 7), high = w * ((u32)c >> 3);
         return;
     }
     // (2^15 - bias c) in both halves.
@@ -91,20 +111,11 @@ template <u32 T> __device__ __forceinline__ void open_codes(const u8* column, u3
     for (u32 i = 0; i < 4; i++) a[i] = codes<T>(column, row + i % 2 * 8, h, s, i / 2);
 }
 
-// A row of a tile in shared memory. The 16 rows of a fragment may come from two tiles.
-struct TileRow {
-    const u8* column;
-    u32 row;
-};
-
-// The A fragments of weights 128 h + 32 s.. of the lane's two rows times their scales, in planes.
+// The A fragments of weights 128 h + 32 s.. of the 16 rows from `row - g` on times their scales, in planes.
 template <u32 T>
-__device__ __forceinline__ void open_super(const TileRow (&rows)[2], u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
+__device__ __forceinline__ void open_super(const u8* column, u32 row, u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        const TileRow& r = rows[i % 2];
-        multiply<T>(codes<T>(r.column, r.row, h, s, i / 2), factor<T>(scales[i % 2], s, i / 2), a[0][i], a[1][i]);
-    }
+    for (u32 i = 0; i < 4; i++) multiply<T>(codes<T>(column, row + i % 2 * 8, h, s, i / 2), factor<T>(scales[i % 2], s, i / 2), a[0][i], a[1][i]);
 }
 
 // The minima of sub-blocks 4t.. of 16 weights, a byte each.

@@ -41,12 +41,15 @@ template <u32 N> __device__ __forceinline__ void wgmma_settle(i32 (&c)[N]) {
 // Makes what other threads copied to shared memory known to the tensor cores.
 __device__ __forceinline__ void wgmma_see_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// B: 32 values of k, the `step`-th of a panel's four, as the hardware describes them: address; stride between atoms (1024
-// bytes); 128-byte swizzle. All in units of 16 bytes.
+// B: 32 values of k of a panel, as the hardware describes them: address; stride between atoms (1024 bytes); 128-byte
+// swizzle. All in units of 16 bytes.
 struct Panel128 {
     u64 descriptor;
-    __device__ __forceinline__ Panel128(const u8* panel, u32 step)
-        : descriptor(((shared_address(panel) >> 4 & 0x3fff) + step * 2) | 1ull << 16 | 64ull << 32 | 1ull << 62) {}
+    // The first 32 values of the panel that begins here.
+    __device__ __forceinline__ explicit Panel128(const u8* panel) : descriptor((shared_address(panel) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62) {}
+    __device__ __forceinline__ explicit Panel128(u64 descriptor) : descriptor(descriptor) {}
+    // `bytes` on: a multiple of 1024, and 32 for each 32 values of k.
+    __device__ __forceinline__ Panel128 at(u32 bytes) const { return Panel128(descriptor + bytes / 16); }
 };
 
 // The same with columns of 64 bytes, `stride` bytes from eight of them to the next eight. Also A, with rows for columns.
