@@ -20,9 +20,14 @@ pub(crate) struct Bench<'a> {
 
 /// A step of one sequence from position 0 in the first KV blocks, with logits of every row.
 pub(crate) fn fresh(tokens: &[u32]) -> Step {
-    // Positions of a step are far below 2^32.
-    let table = (0..tokens.len().div_ceil(BLOCK) as u32).collect();
-    Step { logits: (0..tokens.len() as u32).collect(), ..Step::prefill(tokens, 0, table) }
+    from(0, tokens)
+}
+
+/// The same from position `start` on.
+pub(crate) fn from(start: u32, tokens: &[u32]) -> Step {
+    // Positions of a step are far below 2^32, and `usize` is no narrower.
+    let table = (0..(start as usize + tokens.len()).div_ceil(BLOCK) as u32).collect();
+    Step { logits: (0..tokens.len() as u32).collect(), ..Step::prefill(tokens, start, table) }
 }
 
 /// Runs `site` alone on one backend and returns `outputs`. Attention is given its keys and values by `rope_store` on

@@ -135,6 +135,16 @@ pub(crate) struct Capture {
     pub(crate) right: BTreeMap<Buffer, Vec<f32>>,
     /// For each input, the stage after which it was first not the same on both sides.
     pub(crate) spoiled: BTreeMap<Buffer, Site>,
+    /// Of attention, what the layer was to store in the steps before.
+    pub(crate) past: Vec<Stored>,
+}
+
+/// What a layer was to store in a step: keys and values as projected, `[T, KH, HD]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) step: Step,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
 }
 
 /// What a walk found.
@@ -169,6 +179,7 @@ pub(crate) fn walk(
         unforced: 0,
         found: Found::default(),
         spoiled: BTreeMap::new(),
+        past: Vec::new(),
         written: BTreeSet::new(),
         failed: None,
     };
@@ -201,6 +212,7 @@ struct Pair<'a, 'b> {
     unforced: u32,
     found: Found,
     spoiled: BTreeMap<Buffer, Site>,
+    past: Vec<Stored>,
     /// What a stage of this step has written: nothing else can be looked at.
     written: BTreeSet<Buffer>,
     /// Why the forward was ended: it only knows faults.
@@ -226,6 +238,7 @@ impl Pair<'_, '_> {
         if stop {
             return self.capture(site, inputs);
         }
+        self.remember(site)?;
         if self.walk.observed {
             if self.walk.stop.is_none() {
                 self.compare(site)?;
@@ -291,7 +304,23 @@ impl Pair<'_, '_> {
         }
         let [left, right] = sides;
         let (step, spoiled) = (self.step.clone(), std::mem::take(&mut self.spoiled));
-        self.found.capture = Some(Capture { index: self.index, step, site, inputs, left, right, spoiled });
+        let past = std::mem::take(&mut self.past);
+        self.found.capture =
+            Some(Capture { index: self.index, step, site, inputs, left, right, spoiled, past });
+        Ok(())
+    }
+
+    /// Keeps what attention, if that is where to stop, will find in the cache.
+    fn remember(&mut self, site: Site) -> Result<(), BisectError> {
+        let Some((index, Site { stage: Stage::Attend, layer })) = self.walk.stop else { return Ok(()) };
+        if self.index >= index || site != (Site { stage: Stage::Qkv, layer }) {
+            return Ok(());
+        }
+        let (from, _) = self.roles();
+        let giver = &mut self.sides[from];
+        if let (Look::Whole(k), Look::Whole(v)) = (giver.look(Buffer::K)?, giver.look(Buffer::V)?) {
+            self.past.push(Stored { step: self.step.clone(), k, v });
+        }
         Ok(())
     }
 

@@ -164,6 +164,54 @@ fn reproductions_reproduce() {
     assert!(cut >= 25, "{cut} faults were cut out");
 }
 
+/// Errs from position 64 on: in a prompt of several steps, in a later one.
+struct Late(Stage);
+
+impl Hook for Late {
+    fn run(&mut self, inner: &mut dyn Backend, step: &model::Step, site: Site) -> Result<(), model::Fault> {
+        inner.run(site)?;
+        // Replayed alone, the layer is the first of one.
+        let layer = weights::LAYER.min(inner.model().config.layers - 1);
+        if site != (Site { stage: self.0, layer: Some(layer) }) || step.rows[0].position < 64 {
+            return Ok(());
+        }
+        let buffer = if self.0 == Stage::Attend { Buffer::Attn } else { Buffer::Q };
+        let mut values = inner.read(buffer)?;
+        values.iter_mut().for_each(|v| *v *= 1.5);
+        inner.write(buffer, &values)
+    }
+}
+
+/// Attention and rotation in a later step: with the keys and values of the steps before, at their positions.
+#[test]
+fn reproductions_beyond_the_first_step() {
+    let few_rows = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> {
+        let options = CpuOptions { threads: 1, max_rows: 32, kv_blocks: 4, ..CpuOptions::for_context(256) };
+        Ok(Box::new(Cpu::new(model, &options).map_err(|error| error.to_string())?))
+    };
+    let model = Arc::new(host(Host::Mixed));
+    let path = std::env::temp_dir().join(format!("tally-parity-late-{}.safetensors", std::process::id()));
+    for stage in [Stage::Attend, Stage::RopeStore] {
+        let broken = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> {
+            Ok(Box::new(Hooked::with(few_rows(model)?, Box::new(Late(stage)))))
+        };
+        let mut left = few_rows(model.clone()).expect("it builds");
+        let mut right = broken(model.clone()).expect("it builds");
+        let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
+        let found = bisect(&model, &mut sides, &Host::Mixed.prompt(), &Options::default()).expect("it runs");
+        let finding = found.report.finding.as_ref().expect("planted");
+        assert_eq!((finding.place.step, finding.place.site.stage), (2, stage), "{}", found.report.verdict);
+        let reproduction = found.reproduction.unwrap_or_else(|| panic!("{stage}: none was cut"));
+        assert_eq!((reproduction.head.start, reproduction.context()), (64, 70), "{stage}");
+        reproduction.write(&path).expect("there is room");
+        let (right, wrong) = (crate::replay(&path, few_rows), crate::replay(&path, broken));
+        let (right, wrong) = (right.expect("it runs"), wrong.expect("it runs"));
+        assert!(right.wrong == 0 && !right.as_then, "{stage}: {right:?}");
+        assert!(wrong.wrong > 0 && wrong.as_then, "{stage}: {wrong:?}");
+    }
+    std::fs::remove_file(&path).expect("just written");
+}
+
 /// The minima's fault in layer 0, where a cut model has its only one.
 fn layer_zero(model: &Model) -> Model {
     let mut wide = model.clone();

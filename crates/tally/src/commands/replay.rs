@@ -39,9 +39,9 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let reproduction = Reproduction::read(&self.file)?;
-        let rows = reproduction.head.tokens.len();
+        let context = reproduction.context();
         let mut failed = None;
-        let replay = reproduction.replay(|model| match self.compute.place(&model, self.device, rows, 1) {
+        let replay = reproduction.replay(|model| match self.compute.place(&model, self.device, context, 1) {
             Ok(placed) => Ok(placed.backend),
             Err(failure) => {
                 failed = Some(failure);
