@@ -97,6 +97,8 @@ pub struct Cuda {
     graphs: bool,
     /// Whether a whole step is being launched: nobody sees what lies between its stages, so they may share work.
     whole: bool,
+    /// Whether `experts_up` has just sorted the step's pairs, and nothing has changed since.
+    grouped: bool,
     /// Cosine and sine of every position, `[context, HD / 2, 2]`.
     rope: Memory<f32>,
     /// The last step's logits, on the host.
@@ -131,6 +133,7 @@ impl Cuda {
             generation: Generation::new(sampling),
             graphs: options.graphs,
             whole: false,
+            grouped: false,
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
@@ -161,6 +164,7 @@ impl Cuda {
         }
         self.replay.begin((step.rows.len(), step.logits.len()));
         self.cache.begin();
+        self.grouped = false;
         self.step.set(step)
     }
 
@@ -232,6 +236,7 @@ impl Cuda {
     }
 
     fn run_stage(&mut self, stage: Stage, layer: usize) -> Result<(), Error> {
+        self.grouped &= stage == Stage::ExpertsDown;
         match stage {
             Stage::Embed => self.embed(),
             Stage::Qkv => self.qkv(layer),
@@ -313,6 +318,7 @@ impl Backend for Cuda {
             return refuse(format!("{} values do not fill its {len}", values.len()));
         }
         self.settle()?;
+        self.grouped = false;
         if self.floats(buffer).is_some() {
             return self.write_floats(buffer, values).map_err(fault(STEP));
         }

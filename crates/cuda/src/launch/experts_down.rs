@@ -25,8 +25,10 @@ impl Cuda {
         let (b, count) = (&self.buffers, self.expert_ids());
         let list = [(down, b.delta.ptr())];
         if !self.streamed(&list, Streamed::OfPairs(b.hidden.ptr(), count), Epilogue::Store)? {
-            // Whoever wrote `Hidden` and `Experts` (a fused kernel, a forced comparison) has left neither of these.
-            self.group(self.group_columns(count))?;
+            // Whoever else wrote `Hidden` and `Experts` (a fused kernel, a forced comparison) has left neither of these.
+            if !self.grouped {
+                self.group(self.group_columns(count))?;
+            }
             if is_quantised(&down) {
                 self.fix(b.hidden.ptr(), count, &b.hidden_fixed)?;
             }

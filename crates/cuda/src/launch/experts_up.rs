@@ -21,6 +21,7 @@ impl Cuda {
             return Ok(());
         }
         self.group(self.group_columns(count))?;
+        self.grouped = true;
         let share = count / self.step.rows();
         let columns = Columns::Pairs { count, share };
         let x = Input { float: b.normed.ptr(), fixed: &b.normed_fixed, columns };

@@ -27,7 +27,8 @@ const HOPPER: u32 = 90;
 /// Whether the kernel can do these products: all weights in super-blocks, and a pair of one type.
 pub(super) fn can<'a>(arch: u32, mut list: impl Iterator<Item = &'a Matrix> + Clone, pair: bool) -> bool {
     let first = list.clone().next().map(|w| w.dtype);
-    arch == HOPPER && list.all(|w| w.dtype.block_len() == super::product::SLOT && (!pair || Some(w.dtype) == first))
+    arch == HOPPER
+        && list.all(|w| w.dtype.block_len() == super::product::SLOT && (!pair || Some(w.dtype) == first))
 }
 
 /// Items of a product: groups of row tiles by groups of columns.
