@@ -103,6 +103,8 @@ fn xml_call(i: usize, tool: &Tool, lark: &mut String) {
 
 /// The value of a parameter, its closing tag included.
 fn value(i: usize, j: usize, property: &Json, schema: &Json) -> String {
+    /// A length beyond this is not held to: the automaton would have as many states.
+    const LONGEST: u64 = 1000;
     const CLOSE: &str = "\"\\n</parameter>\\n\"";
     let strings: Option<Vec<String>> = property["enum"]
         .as_array()
@@ -110,7 +112,10 @@ fn value(i: usize, j: usize, property: &Json, schema: &Json) -> String {
     match strings {
         Some(strings) if !strings.is_empty() => format!("value_{i}_{j}: ({}) {CLOSE}", strings.join(" | ")),
         _ if property["type"] == "string" => {
-            format!("value_{i}_{j}[suffix={CLOSE}]: /(?s:.*)/")
+            let bound = |name: &str| property[name].as_u64().filter(|&length| length <= LONGEST);
+            let least = bound("minLength").unwrap_or(0);
+            let most = bound("maxLength").map_or(String::new(), |most| most.max(least).to_string());
+            format!("value_{i}_{j}[suffix={CLOSE}]: /(?s:.{{{least},{most}}})/")
         }
         _ => {
             let mut property = property.clone();

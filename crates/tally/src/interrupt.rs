@@ -14,13 +14,15 @@ use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-static STATE: Mutex<State> = Mutex::new(State { unfinished: Vec::new(), stop: None });
+static STATE: Mutex<State> = Mutex::new(State { unfinished: Vec::new(), stop: None, all: false });
 
 struct State {
     /// Files to remove before the process ends.
     unfinished: Vec<PathBuf>,
     /// What Ctrl-C sets, once, in place of ending the process.
     stop: Option<Arc<AtomicBool>>,
+    /// Whether SIGTERM and SIGHUP do so as well.
+    all: bool,
 }
 
 /// Nothing here panics while it holds the lock, so a poisoned one is as good as any.
@@ -51,7 +53,7 @@ fn ignored(signal: libc::c_int) -> bool {
 fn take(signal: libc::c_int) {
     let state = state();
     if let Some(stop) = &state.stop
-        && signal == SIGINT
+        && (signal == SIGINT || state.all)
         && !stop.swap(true, Ordering::Relaxed)
     {
         return;
@@ -101,6 +103,13 @@ impl Stop {
         Stop(stop)
     }
 
+    /// Catches SIGTERM and SIGHUP as well: a server has things to bring to their end.
+    pub(crate) fn catch_all() -> Stop {
+        let stop = Stop::catch();
+        self::state().all = true;
+        stop
+    }
+
     /// Whether Ctrl-C was pressed since.
     pub(crate) fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
@@ -109,6 +118,7 @@ impl Stop {
 
 impl Drop for Stop {
     fn drop(&mut self) {
-        state().stop = None;
+        let mut state = state();
+        (state.stop, state.all) = (None, false);
     }
 }

@@ -105,6 +105,16 @@ impl Loaded {
         self.file.metadata()
     }
 
+    /// The model, for who makes a backend of it.
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Another tokenizer of the same vocabulary, for who keeps it longer than this.
+    pub(crate) fn fresh_tokenizer(&self) -> Result<Tokenizer, Failure> {
+        Ok(Tokenizer::from_metadata(self.metadata())?)
+    }
+
     /// Positions that the model was made for.
     pub(crate) fn context(&self) -> usize {
         self.model.config.context

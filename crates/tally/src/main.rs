@@ -49,6 +49,8 @@ enum Command {
     Chat(chat::Args),
     /// Show what is in a model file: metadata, tensors, and which type each tensor has in which layer.
     Inspect(inspect::Args),
+    /// Serve a model over HTTP: OpenAI's and Anthropic's protocols, and a page.
+    Serve(serve::Args),
     /// Measure prompt and generation speed, beside the device's memory bandwidth.
     Bench(bench::Args),
     /// Measure how well a model predicts a text, and how far two runs are apart.
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => args.run(),
         Command::Chat(args) => args.run(),
+        Command::Serve(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Perplexity(args) => args.run(),
