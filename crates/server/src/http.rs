@@ -274,3 +274,28 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
     }
     service.engine.stop();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The OpenAPI document and the routes are two lists of the same.
+    #[test]
+    fn every_route_is_described() {
+        let document: Json = serde_json::from_str(plain::OPENAPI).expect("JSON");
+        let mut described: Vec<(&str, &str)> = Vec::new();
+        for (path, item) in document["paths"].as_object().expect("paths") {
+            described.extend(item.as_object().expect("methods").keys().map(|method| (method.as_str(), path.as_str())));
+        }
+        let mut routes = ROUTES.to_vec();
+        described.sort_unstable();
+        routes.sort_unstable();
+        assert_eq!(described, routes);
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        // References lead somewhere.
+        let text = document.to_string();
+        for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| &rest[..rest.find('"').expect("a quote")]) {
+            assert!(document.pointer(reference).is_some(), "{reference}");
+        }
+    }
+}

@@ -28,6 +28,8 @@ pub(crate) struct Chromium {
     last: u64,
     session: String,
     profile: PathBuf,
+    /// The server of a test, of which a page may ask: none for a page that needs no network.
+    home: Option<String>,
 }
 
 /// The browser's program, or `None`, said plainly, where there is none; where `CI_NEEDS_CHROMIUM` is set that is a failure.
@@ -81,7 +83,7 @@ impl Chromium {
             }
         });
         let events = VecDeque::new();
-        let mut chromium = Chromium { process, to, from, events, last: 0, session: String::new(), profile };
+        let mut chromium = Chromium { process, to, from, events, last: 0, session: String::new(), profile, home: None };
         let target = chromium.call("Target.createTarget", json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let session = chromium.call("Target.attachToTarget", attach);
@@ -122,7 +124,17 @@ impl Chromium {
     /// Opens a file, and waits until its script says that it is ready.
     pub(crate) fn open(&mut self, file: &Path, hash: &str) {
         let file = file.canonicalize().expect("the page was written");
-        self.call("Page.navigate", json!({ "url": format!("file://{}{hash}", file.display()) }));
+        self.navigate(&format!("file://{}{hash}", file.display()));
+    }
+
+    /// Opens the page that a server of the test has at `url`, and waits likewise. The page may ask that server and no other.
+    pub(crate) fn visit(&mut self, url: &str) {
+        self.home = Some(url.to_owned());
+        self.navigate(url);
+    }
+
+    fn navigate(&mut self, url: &str) {
+        self.call("Page.navigate", json!({ "url": url }));
         let since = Instant::now();
         loop {
             // In this order: what was thrown before it was ready is no reason to wait on.
@@ -182,7 +194,8 @@ impl Chromium {
             }
             "Network.requestWillBeSent" => {
                 let url = event["params"]["request"]["url"].as_str()?;
-                let own = ["file:", "data:", "about:"].iter().any(|scheme| url.starts_with(scheme));
+                let own = ["file:", "data:", "about:"].iter().any(|scheme| url.starts_with(scheme))
+                    || self.home.as_ref().is_some_and(|home| url.starts_with(home));
                 (!own).then(|| format!("asked for {url}"))
             }
             _ => None,
