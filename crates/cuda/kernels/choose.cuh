@@ -43,45 +43,39 @@ __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32*
         }
     }
     const f32 total = butterfly(sum);
-    // The best of a lane's experts that are left; of equals the first.
-    u32 best = 0, at = 0;
+    u32 key[OWN], id[OWN];
 #pragma unroll UNROLL
     for (u32 i = 0; i < OWN; i++) {
-        if (i * 32 + lane < E) {
-            p[i] = __fdiv_rn(p[i], total);
-            const u32 key = rank_key(p[i]);
-            if (key > best) best = key, at = i;
-        }
+        id[i] = i * 32 + lane;
+        key[i] = id[i] < E ? rank_key(__fdiv_rn(p[i], total)) : 0;
     }
-    u32 taken[(OWN + 31) / 32] = {};
+    // A lane's experts, the best first; only neighbours change places, so equals stay in order.
+#pragma unroll UNROLL
+    for (u32 end = OWN - 1; end > 0; end--)
+#pragma unroll UNROLL
+        for (u32 i = 0; i < end; i++) {
+            const bool swap = key[i + 1] > key[i];
+            const u32 k = key[i], n = id[i];
+            key[i] = swap ? key[i + 1] : k, key[i + 1] = swap ? k : key[i + 1];
+            id[i] = swap ? id[i + 1] : n, id[i + 1] = swap ? n : id[i + 1];
+        }
 
-    // Rank r is lane r's (mod 32).
+    // Rank r is lane r's (mod 32). Every lane knows the winner's key, and from it the weight.
     f32 mine[(K + 31) / 32];
     f32 chosen_sum = 0.0f;
 #pragma unroll ROUNDS
     for (u32 r = 0; r < K; r++) {
-        const u32 key = __reduce_max_sync(0xffffffffu, best);
-        const u32 id = __reduce_min_sync(0xffffffffu, best == key ? at * 32 + lane : 0xffffffffu);
-        f32 weight = 0.0f;
-        if (id % 32 == lane) {
-            best = 0;
-            u32 next = 0;
-#pragma unroll UNROLL
-            for (u32 i = 0; i < OWN; i++) {
-                if (i == id / 32) {
-                    weight = p[i];
-                    taken[i / 32] |= 1u << (i % 32);
-                }
-                const bool left = i * 32 + lane < E && !(taken[i / 32] >> (i % 32) & 1);
-                const u32 other = rank_key(p[i]);
-                if (left && other > best) best = other, next = i;
-            }
-            at = next;
-        }
-        weight = __shfl_sync(0xffffffffu, weight, id % 32);
+        const u32 top = __reduce_max_sync(0xffffffffu, key[0]);
+        const u32 who = __reduce_min_sync(0xffffffffu, key[0] == top ? id[0] : 0xffffffffu);
+        const f32 weight = top == 1 ? __int_as_float(0x7fc00000) : __uint_as_float(top - 2);
         chosen_sum = __fadd_rn(chosen_sum, weight);
+        if (who % 32 == lane) {
+#pragma unroll UNROLL
+            for (u32 i = 0; i + 1 < OWN; i++) key[i] = key[i + 1], id[i] = id[i + 1];
+            key[OWN - 1] = 0;
+        }
         if (r % 32 == lane) {
-            experts[r] = id;
+            experts[r] = who;
             mine[r / 32] = weight;
         }
     }

@@ -43,8 +43,8 @@ decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_o
     Norm<HIDDEN> normed;
     normed.prepare(norm);
     wait_dependencies();
-    normed.run(planes, x, norm, partial);
     launch_dependents();
+    normed.run(planes, x, norm, partial);
     stream.run(planes);
 #endif
 }
@@ -72,11 +72,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attn_out(Fixed a
     Stream<AttnOut, AttnOut::VALUES> stream(job, plan, share_of(bands(HIDDEN)), shared);
     stream.start();
     wait_dependencies();
+    launch_dependents();
     Copied<AttnOut::VALUES, THREADS> row;
     row.fetch(attn);
     row.store(planes);
     __syncthreads();
-    launch_dependents();
     stream.run(planes);
 #endif
 }

@@ -64,6 +64,7 @@ decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gat
     Stream<Up, HIDDEN> stream(job, plan, share_of(RANKS * Up::BANDS), shared);
     if constexpr (MIXTURE) {
         wait_dependencies();
+        launch_dependents();
         Copied<HIDDEN, THREADS> row;
         row.fetch(normed);
         choice.take(chosen, weight);
@@ -81,11 +82,10 @@ decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gat
         Norm<HIDDEN> row;
         row.prepare(norm);
         wait_dependencies();
+        launch_dependents();
         row.run(planes, x, norm, partial);
     }
     stream.run(planes);
-    // Only now: decode_down asks for its weights at once, and would take bandwidth from here.
-    launch_dependents();
 #endif
 }
 
@@ -136,9 +136,9 @@ decode_down(const f32* hidden, Choice choice, Matrix down, f32* x, u32 early, Pl
     }
     stream.start();
     wait_dependencies();
+    launch_dependents();
     round_row(planes, hidden, WARPS);
     __syncthreads();
-    launch_dependents();
     stream.run(planes);
 #endif
 }

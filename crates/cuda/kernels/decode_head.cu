@@ -60,8 +60,8 @@ decode_head(const f32* x, const u32* wanted, const f32* norm, Matrix w, f32* log
     Norm<HIDDEN> normed;
     normed.prepare(norm);
     wait_dependencies();
-    normed.run(planes, x + (u64)load_fresh(wanted) * HIDDEN, norm, partial);
     launch_dependents();
+    normed.run(planes, x + (u64)load_fresh(wanted) * HIDDEN, norm, partial);
     stream.run(planes);
     __syncthreads();
     if (threadIdx.x != 0) return;

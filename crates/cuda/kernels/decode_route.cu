@@ -70,11 +70,11 @@ decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fi
     Norm<HIDDEN> row;
     row.prepare(norm);
     wait_dependencies();
+    launch_dependents();
     row.run(s.planes, x, norm, s.partial, [&](u32 k, const Eight& v) {
         ((float4*)(s.normed + k))[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
         ((float4*)(s.normed + k))[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
     }, [] { async_wait<0>(); });
-    launch_dependents();
     if (warp < count) {
         const f32 v = logit(rows + warp * bytes, s.normed, router.type);
         if (threadIdx.x % 32 == 0) logits[first + warp] = v;

@@ -4,7 +4,8 @@
 // (dot.cuh); the block's slices are dealt to its warps in turn, and each warp copies what it will multiply into a ring of
 // its own, so the copies need no synchronisation but the warp's. Terms meet in shared memory; when a pass of bands is
 // through, a thread a row adds the row's terms in block order. A kernel whose weights do not depend on the step fills its
-// rings before it waits for the kernel ahead.
+// rings before it waits for the kernel ahead. It lets its dependents start when its own wait is over: sooner, they would
+// take memory and issue slots from the kernel ahead; later, their start is on the critical path (measured both ways).
 //
 // Dynamic shared memory: Planes of the activations, then terms [pass][COLUMNS][TERMS][BAND] f32, then the rings,
 // [slots][16 warps][slot_bytes]; where the slices are fewer, only as many.
@@ -76,8 +77,7 @@ template <class Job, u32 K> struct Stream {
 
     __device__ __forceinline__ void run(const Planes<K>& planes) {
         const u32 lane = threadIdx.x % 32;
-        Operand x;
-        u32 loaded = 0xffffffffu, slot = 0, i = threadIdx.x / 32;
+        u32 slot = 0, i = threadIdx.x / 32;
 #pragma unroll 1
         for (u32 first = share.first; first < share.end; first += plan.pass) {
             const u32 end = min(first + plan.pass, share.end);
@@ -91,10 +91,7 @@ template <class Job, u32 K> struct Stream {
                 const Item item = job.item(share.first + i / COLUMNS, i % COLUMNS);
                 by_type(item.type, [&](auto t) {
                     constexpr u32 T = decltype(t)::value;
-                    const u32 wanted = item.block * 2 + SIXTEENS<T>;
-                    if (wanted != loaded) load_operand<T>(x, planes, item.block, lane);
-                    loaded = wanted;
-                    slice_terms<T>(slot_at(slot), lane, x, planes.scale[item.block], to + i * TERMS * BAND);
+                    slice_terms<T>(slot_at(slot), lane, planes, item.block, to + i * TERMS * BAND);
                 });
                 slot = slot + 1 == plan.slots ? 0 : slot + 1;
                 if (share.first + next / COLUMNS < share.end) {

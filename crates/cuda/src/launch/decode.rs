@@ -27,11 +27,9 @@ const BAND: usize = 16;
 const SLICE: usize = 256;
 /// `ROWS` of `decode_route.cu`: router rows to a block of threads.
 const ROUTER_ROWS: usize = 4;
-/// Slices that a warp has under way where its weights may be fetched ahead of the step: as many as it will multiply, or
-/// enough to hide the memory's latency. `wait_copies` knows up to 4.
+/// Slices that a warp has under way: as many as it will multiply, or enough to hide the memory's latency. All of
+/// `decode_up`'s, whose last would else queue behind what `decode_down` asks for meanwhile. `wait_copies` knows up to 4.
 const DEPTH: usize = 3;
-/// Where the fetch can only start with the product: fewer, so that a warp gets to multiply before it has asked for all.
-const DEPTH_LATE: usize = 2;
 /// Shared memory for the terms of a pass: enough for a whole share, but for the head's.
 const TERM_BYTES: usize = 16 << 10;
 /// Bands of a pass at most: a thread a row.
@@ -306,8 +304,7 @@ impl Cuda {
     fn up_plan(&self, layer: usize) -> Option<Plan> {
         let (Ffn::Dense { gate, up, .. } | Ffn::Moe { gate, up, .. }) = self.weights.layers[layer].ffn;
         let bands = self.ranks() * gate.rows.div_ceil(BAND);
-        let depth = if matches!(self.model.config.ffn, model::Ffn::Moe(_)) { DEPTH_LATE } else { DEPTH };
-        self.decode_plan(&[gate, up], bands, 2 * gate.k / SLICE, gate.k, depth)
+        self.decode_plan(&[gate, up], bands, 2 * gate.k / SLICE, gate.k, DEPTH)
     }
 
     fn down_plan(&self, layer: usize) -> Option<Plan> {
