@@ -193,10 +193,7 @@ pub(super) const ALL: &[KernelFault] = &[
                 "sums[c * S::R + r] = threadIdx.x % 32 == 5 ? sums[c * S::R + r] : __fmaf_rn(",
             ),
         ],
-        expected: Expected {
-            feature: Some("element % 32 = 5"),
-            ..local(Stage::Route, 0, &["ffn_gate_inp"])
-        },
+        expected: Expected { feature: Some("element % 32 = 5"), ..local(Stage::Route, 0, &["ffn_gate_inp"]) },
     },
     KernelFault {
         name: "kernel-not-renormalised",
@@ -245,7 +242,7 @@ pub(super) const ALL: &[KernelFault] = &[
     KernelFault {
         name: "kernel-decode-scale-of-the-next",
         what: "Q4_K and Q5_K sub-blocks with the scale of the next one, for a single row",
-        edits: &[edit("dot.cuh", "= s0 * even.v[i * 2] +", "= s1 * even.v[i * 2] +")],
+        edits: &[edit("dot.cuh", "h += s0 * even.h +", "h += s1 * even.h +")],
         expected: local(Stage::Qkv, 0, &["attn_q", "attn_k"]),
     },
     KernelFault {
