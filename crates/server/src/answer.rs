@@ -12,6 +12,7 @@ use crate::grammar::{Grammar, Matcher, Since};
 use crate::job::{Event, Finish, Job, JobError, Logprobs, Ticket};
 use crate::service::Service;
 use crate::text::{Delta, Syntax, Text};
+use crate::verify::{Outcome, Question};
 
 /// Pieces that wait for a slow reader; beyond them its task waits, and tokens do.
 const PIECES: usize = 64;
@@ -232,6 +233,7 @@ impl Choice {
         let start = Instant::now();
         let (send, mut events) = mpsc::unbounded_channel();
         let job = self.job(send, start);
+        let mut verification = self.verification(&job);
         let service = self.service.clone();
         service.engine.submit(job);
         let mut last = None;
@@ -252,10 +254,17 @@ impl Choice {
                         first.send_replace(true);
                     }
                     self.time(start, &mut last);
+                    if let Some((_, tokens)) = &mut verification {
+                        tokens.push(id);
+                    }
                     self.token(id, logprobs).await
                 }
-                Some(Event::End(finish, _)) => {
+                Some(Event::End(finish, checksum)) => {
                     self.end(finish).await;
+                    if let (Some((question, tokens)), Some(verifier)) = (verification.take(), &service.verifier) {
+                        let outcome = Outcome { tokens, finish, checksum };
+                        tokio::spawn(verifier.clone().compare(question, outcome));
+                    }
                     false
                 }
                 Some(Event::Failed(error)) => {
@@ -273,6 +282,22 @@ impl Choice {
         }
     }
 
+    /// What is needed to compute this choice again, if it is one of those that are.
+    fn verification(&self, job: &Job) -> Option<(Question, Vec<u32>)> {
+        if !job.checksum {
+            return None;
+        }
+        let question = Question {
+            caller: self.caller.clone(),
+            prompt: job.prompt.clone(),
+            ends: job.ends.clone(),
+            max_tokens: job.max_tokens,
+            sampler: job.sampler.clone(),
+            grammar: job.grammar.as_ref().map(Matcher::fork),
+        };
+        Some((question, Vec::new()))
+    }
+
     fn job(&mut self, events: mpsc::UnboundedSender<Event>, start: Instant) -> Job {
         let Generation { logprobs, prompt_logprobs, ignore_end, .. } = self.generation;
         Job {
@@ -285,7 +310,7 @@ impl Choice {
             logprobs,
             prompt_logprobs: prompt_logprobs.filter(|_| self.index == 0),
             grammar: self.matcher.take(),
-            checksum: false,
+            checksum: self.service.verifier.as_ref().is_some_and(|verifier| verifier.wants_next()),
             deadline: start + self.service.options.request_timeout,
             ticket: self.ticket.take(),
             events,

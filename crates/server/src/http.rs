@@ -273,6 +273,9 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
         tracing::warn!("some requests were not done in time, and are ended");
     }
     service.engine.stop();
+    if let Some(verifier) = &service.verifier {
+        verifier.stop();
+    }
 }
 
 #[cfg(test)]

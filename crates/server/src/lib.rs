@@ -16,6 +16,7 @@ mod service;
 mod sse;
 mod text;
 mod tool_grammar;
+mod verify;
 mod worker;
 
 use std::io;
@@ -67,7 +68,14 @@ impl Server {
         listener.set_nonblocking(true)?;
         let (handle, engine) =
             Engine::start(served.factory.clone(), options.engine.clone(), metrics::Metrics::new())?;
-        let service = Arc::new(Service::new(served, options, handle)?);
+        let verifier = match &served.verify {
+            Some((factory, every)) => {
+                let metrics = handle.shared().metrics.clone();
+                Some(Arc::new(verify::Verifier::start(factory.clone(), *every, metrics)?))
+            }
+            None => None,
+        };
+        let service = Arc::new(Service::new(served, options, handle, verifier)?);
         let (stop, stopped) = watch::channel(false);
         // Connections cost little; the engine's threads should have the cores.
         let runtime =

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::ApiError;
 use crate::grammar::{GrammarError, Grammars};
+use crate::verify::Verifier;
 use crate::worker::{Engine, EngineLimits, Factory, Health, Unavailable};
 
 /// A model to serve.
@@ -25,6 +26,8 @@ pub struct Served {
     pub created: i64,
     /// Makes the backend; again after a failure.
     pub factory: Factory,
+    /// Makes another backend, on which every so many answers are computed again and compared bit for bit.
+    pub verify: Option<(Factory, u64)>,
     /// What `/version` tells beside the version: device, arithmetic.
     pub facts: serde_json::Value,
 }
@@ -97,6 +100,7 @@ pub(crate) struct Service {
     pub(crate) sampling: SamplerParams,
     pub(crate) template: Option<Template>,
     pub(crate) facts: serde_json::Value,
+    pub(crate) verifier: Option<Arc<Verifier>>,
     tokenizer: Arc<Tokenizer>,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
     /// Requests whose text is being worked on outside the engine: rendered, encoded, compiled.
@@ -109,6 +113,7 @@ impl Service {
         served: Served,
         options: Options,
         engine: Engine,
+        verifier: Option<Arc<Verifier>>,
     ) -> Result<Service, engine::ChatError> {
         let tokenizer = served.tokenizer;
         let template = match served.template {
@@ -128,6 +133,7 @@ impl Service {
             sampling: served.sampling,
             template,
             facts: served.facts,
+            verifier,
             tokenizer,
             grammars: OnceLock::new(),
             working: Semaphore::new(2 * cores),
@@ -176,7 +182,10 @@ impl Service {
         let body = serde_json::json!({
             "status": word,
             "trouble": shared.trouble(),
-            "verify_mismatches": shared.metrics.mismatches.get(),
+            "alarm": match shared.metrics.mismatches.get() {
+                0 => None,
+                n => Some(format!("{n} of {} answers differed when computed again", shared.metrics.verified.get())),
+            },
         });
         (status, body)
     }

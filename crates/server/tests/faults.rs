@@ -24,6 +24,8 @@ enum What {
     DeviceFault,
     /// The hidden state of a middle layer becomes NaN.
     Nan,
+    /// One value of it is another, in its last bit.
+    Off,
 }
 
 struct Faulty {
@@ -70,6 +72,12 @@ impl Backend for Faulty {
         match self.what {
             What::Panic => panic!("planted"),
             What::DeviceFault => Err(Fault::Device { site, source: "planted".into() }),
+            What::Off => {
+                let mut x = self.cpu.read(Buffer::X)?;
+                let hidden = self.cpu.model().config.hidden;
+                self.rows.iter().for_each(|&row| x[row * hidden] = x[row * hidden].next_up());
+                self.cpu.write(Buffer::X, &x)
+            }
             What::Nan => {
                 let mut x = self.cpu.read(Buffer::X)?;
                 let hidden = self.cpu.model().config.hidden;
@@ -377,4 +385,30 @@ fn timeouts_and_stopping() {
     assert!(start.elapsed() < Duration::from_secs(5));
     let rest = running.join().expect("it ended");
     assert!(rest.is_empty() || rest.contains("shutting_down"), "{rest}");
+}
+
+/// Every other answer is computed again, and compared in every bit of its logits.
+#[test]
+fn answers_are_verified() {
+    for (what, differs) in [(None, false), (Some(What::Off), true)] {
+        let mut both = served(Shape::default(), |cpu| Box::new(cpu));
+        let second = served(Shape { blocks: 40, rows: 32 }, move |cpu| match what {
+            Some(what) => Box::new(Faulty { cpu, what, rows: vec![], first_blocks: vec![] }) as Box<dyn Backend>,
+            None => Box::new(cpu),
+        });
+        both.verify = Some((second.factory, 2));
+        let server = start_with(both, Options::default());
+        for i in 0..6 {
+            let mut body = poisoned(i % 3 == 0);
+            body["guided_regex"] = if i % 2 == 0 { "[a-z]{9}".into() } else { Json::Null };
+            assert_eq!(post(&server, "/v1/completions", &body).status, 200);
+        }
+        until("they are compared", || metric(&server, "tally_verified_total") == 3.0);
+        let mismatches = metric(&server, "tally_verify_mismatches_total");
+        assert_eq!(mismatches, if differs { 3.0 } else { 0.0 });
+        let health = get(&server, "/health");
+        assert_eq!(health.status, 200);
+        assert_eq!(health.json()["alarm"].is_string(), differs, "{}", health.body);
+        server.stop();
+    }
 }

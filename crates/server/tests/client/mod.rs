@@ -62,6 +62,7 @@ pub(crate) fn served(shape: Shape, wrap: impl Fn(Cpu) -> Box<dyn Backend> + Send
         sampling: SamplerParams { temperature: 0.7, top_k: 20, top_p: 0.8, ..SamplerParams::default() },
         created: 1_700_000_000,
         factory: Arc::new(factory),
+        verify: None,
         facts: json!({ "device": "cpu" }),
     }
 }

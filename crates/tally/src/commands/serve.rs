@@ -11,10 +11,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use model::Backend;
 use serde_json::json;
-use server::{Captures, EngineLimits, Options, Served, Server};
+use server::{Captures, EngineLimits, Factory, Options, Served, Server};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::device::{self, Request};
+use crate::device::{self, Device, Request};
 use crate::failure::Failure;
 use crate::interrupt::Stop;
 use crate::load::{Loaded, Place};
@@ -113,6 +113,10 @@ struct Capacity {
     /// What reading prompts may add to the time between two tokens of the others, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     interleave: u32,
+    /// Compute every N-th answer again on the CPU, in the background, and compare it bit for bit; a difference is an alarm in
+    /// /health and /metrics.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    verify: Option<u32>,
     /// The largest request body, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     body: u32,
@@ -200,12 +204,14 @@ impl Args {
             kernels: self.place.kernels(),
         };
         let (model, wish) = (loaded.model().clone(), self.place.device());
+        let request_again = request.clone();
         let factory = move || {
             let placed =
                 request.place(&model, wish, device::note).map_err(|failure| failure.message().to_owned())?;
             tracing::info!(device = %placed.device, facts = %placed.facts, context = request.context, "loaded");
             Ok::<Box<dyn Backend>, String>(placed.backend)
         };
+        let verify = self.capacity.verify.map(|every| (self.second(&request_again, loaded), u64::from(every)));
         let source = loaded.metadata().opt_str("tokenizer.chat_template")?.unwrap_or_default().to_owned();
         Ok(Served {
             name: self.shown_name(),
@@ -214,10 +220,20 @@ impl Args {
             sampling: self.sampling.params(loaded)?,
             created: clock::now(),
             factory: Arc::new(factory),
+            verify,
             facts: json!({
                 "file": source::name(&self.model), "activations": self.place.activations().name(),
                 "context": context,
             }),
+        })
+    }
+
+    /// Makes the backend on which answers are computed again: the CPU, for one at a time.
+    fn second(&self, request: &Request, loaded: &Loaded) -> Factory {
+        let (request, model) = (Request { sequences: 1, ..request.clone() }, loaded.model().clone());
+        Arc::new(move || match request.place_on(&model, Device::Cpu) {
+            Ok(placed) => Ok(placed.backend),
+            Err(failure) => Err(failure.message().to_owned()),
         })
     }
 
