@@ -13,11 +13,10 @@
 #include "ring.cuh"
 #include "wgmma.cuh"
 
-constexpr u32 COLUMNS = 64, TILES = 4, WARPGROUP = 128, READERS = 2;
+constexpr u32 WARPGROUP = 128, READERS = 2, COLUMNS = 64, TILES = 2 * READERS;
 constexpr u32 THREADS = (READERS + 1) * WARPGROUP;
 // Registers of a thread: of who copies and of who multiplies. At the start all have the same share of the 64 Ki.
-// After which of a super-block's eight steps a turn passes on.
-constexpr u32 TURN = 3;
+// Registers of a thread: of who copies and of who multiplies. At the start all have the same share of the 64 Ki.
 constexpr u32 COPIER_REGISTERS = 56, READER_REGISTERS = 224;
 
 #if HAS_WGMMA
@@ -44,7 +43,6 @@ __device__ __forceinline__ u32 up_to(u32 n, u32 multiple) { return (n + multiple
 
 struct Ring {
     u64 *full, *free;  // barriers [stages]
-    u64* turns;        // barriers [READERS]
     Outputs* outputs;  // [READERS]
     u8* first;
     u32 stages, stage_bytes;
@@ -53,8 +51,7 @@ struct Ring {
     __device__ __forceinline__ explicit Ring(const Job& job) : stages(job.stages) {
         full = dynamic_shared<u64>();
         free = full + MAX_STAGES;
-        turns = free + MAX_STAGES;
-        outputs = (Outputs*)(turns + READERS);
+        outputs = (Outputs*)(free + MAX_STAGES);
         first = (u8*)(outputs + READERS);
         first += shared_padding(first, ATOM);
         stage_bytes = up_to((u32)sizeof(Columns) + TILES * job.weight_bytes, ATOM);
@@ -127,16 +124,16 @@ __device__ __forceinline__ void copy_weights(const Job& job, const Item& item, c
 __device__ __forceinline__ void copy_items(const Job& job, const Items& items, Ring ring) {
     const u32 thread = threadIdx.x % WARPGROUP, slots = job.k / 256;
     // A thread's chunk of a plane's columns, and the columns that it copies it of.
-    constexpr u32 STRIDE = WARPGROUP / 16, OWN = COLUMNS / STRIDE;
+    constexpr u32 STRIDE = WARPGROUP / 16, OWN = COLUMNS / STRIDE, SUMS = COLUMNS * 4 / WARPGROUP;
     const u32 chunk = thread % 16, column = thread / 16;
-    const u32 to = chunk / 8 * sizeof(Columns::plane[0][0]) + swizzled(column, chunk % 8);
     for (u32 i = blockIdx.x; i < items.count; i += gridDim.x) {
         const Item item(job, i, items.across);
         auto in_row = [&](u32 column) { return column < item.columns ? item.out_row(job, column) / (job.share > 1 ? job.share : 1) : 0; };
-        u32 from[OWN];
+        u32 from[OWN], sum_from[SUMS];
 #pragma unroll
         for (u32 j = 0; j < OWN; j++) from[j] = in_row(column + j * STRIDE) * job.k + chunk * 16;
-        const u32 sum_from[2] = {in_row(thread / 4) * (job.k / 16) + thread % 4 * 4, in_row(thread / 4 + 32) * (job.k / 16) + thread % 4 * 4};
+#pragma unroll
+        for (u32 j = 0; j < SUMS; j++) sum_from[j] = in_row(thread / 4 + j * (WARPGROUP / 4)) * (job.k / 16) + thread % 4 * 4;
         const u32 scale_from = in_row(thread % COLUMNS) * slots;
         for (u32 b = 0; b < slots; b++, ring.advance()) {
             mbarrier_wait(&ring.free[ring.place], ring.parity ^ 1);
@@ -144,14 +141,15 @@ __device__ __forceinline__ void copy_items(const Job& job, const Items& items, R
             Columns& stage = ring.columns();
 #pragma unroll
             for (u32 j = 0; j < OWN; j++) {
-                if (column + j * STRIDE >= item.columns) continue;
-                u8* place = &stage.plane[0][0][0] + to + j * STRIDE * 128;
+                const u32 c = column + j * STRIDE;
+                if (c >= item.columns) continue;
+                u8* place = &stage.plane[0][chunk / 8][0] + swizzled(c, chunk % 8);
                 async_copy16(place, job.x.hi + from[j] + b * 256);
                 if constexpr (PLANES == 2) async_copy16(place + sizeof stage.plane[0], job.x.lo + from[j] + b * 256);
             }
 #pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                const u32 c = thread / 4 + j * 32;
+            for (u32 j = 0; j < SUMS; j++) {
+                const u32 c = thread / 4 + j * (WARPGROUP / 4);
                 if (c < item.columns) async_copy16(&stage.sum[c][thread % 4 * 4], job.x.sum + sum_from[j] + b * 16);
             }
             if (thread < item.columns) async_copy4(&stage.scale[thread], job.x.scale + scale_from + b);
@@ -193,34 +191,14 @@ template <u32 T> struct HalfRow {
     }
 };
 
-// The two warpgroups that multiply take turns, so that one's products meet the other's arithmetic, not its products.
-// A turn begins with a super-block's first product and passes on in its midst.
-struct Turn {
-    u64 *mine, *other;
-    u32 parity;
-
-    __device__ __forceinline__ explicit Turn(u64* turns) {
-        const u32 group = threadIdx.x / WARPGROUP;
-        mine = turns + group, other = turns + 1 - group, parity = 1 - group;
-    }
-    __device__ __forceinline__ void wait() {
-        mbarrier_wait(mine, parity);
-        parity ^= 1;
-    }
-    __device__ __forceinline__ void pass() const {
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(other);
-    }
-};
-
 // Adds a super-block's terms to sums[j][c]: column tile j of N / 8; c as in fragment.cuh, for the lane's two rows.
-template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow (&rows)[2], const Columns& x, Turn& turn, f32 (&sums)[COLUMN_TILES][4]) {
+template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow (&rows)[2], const Columns& x, f32 (&sums)[COLUMN_TILES][4]) {
     constexpr u32 PARTS = WEIGHT_PLANES<T>, STEPS = 8;
     i32 acc[PARTS * PLANES][N / 2];
     const Panel128 first(&x.plane[0][0][0]);
     u32 a[2][2][4];
     HalfRow<T> half[2];
     half[0].load(rows[0], 0), half[1].load(rows[1], 0);
-    turn.wait();
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         const u32 h = step / 4, s = step % 4;
@@ -237,7 +215,6 @@ template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow 
             if constexpr (PARTS == 2) wgmma<N, SIGNED<T>>(acc[PLANES + p], planes[1], part, step > 0);
         }
         wgmma_commit();
-        if (step == TURN) turn.pass();
         // The step before is done with its fragments.
         wgmma_wait<1>();
     }
@@ -274,26 +251,6 @@ template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow 
     }
 }
 
-// Fewer columns cost less.
-template <u32 T> __device__ __forceinline__ void add_columns(const TileRow (&rows)[2], const Columns& x, u32 columns, Turn& turn, f32 (&sums)[COLUMN_TILES][4]) {
-    switch ((columns + 15) / 16) {
-        case 1: add_super<T, 16>(rows, x, turn, sums); break;
-        case 2: add_super<T, 32>(rows, x, turn, sums); break;
-        case 3: add_super<T, 48>(rows, x, turn, sums); break;
-        default: add_super<T, 64>(rows, x, turn, sums); break;
-    }
-}
-
-__device__ __forceinline__ void add_slot(u32 type, const TileRow (&rows)[2], const Columns& x, u32 columns, Turn& turn, f32 (&sums)[COLUMN_TILES][4]) {
-    switch (type) {
-        case T_Q2K: if constexpr (has(T_Q2K)) add_columns<T_Q2K>(rows, x, columns, turn, sums); break;
-        case T_Q3K: if constexpr (has(T_Q3K)) add_columns<T_Q3K>(rows, x, columns, turn, sums); break;
-        case T_Q4K: if constexpr (has(T_Q4K)) add_columns<T_Q4K>(rows, x, columns, turn, sums); break;
-        case T_Q5K: if constexpr (has(T_Q5K)) add_columns<T_Q5K>(rows, x, columns, turn, sums); break;
-        case T_Q6K: if constexpr (has(T_Q6K)) add_columns<T_Q6K>(rows, x, columns, turn, sums); break;
-    }
-}
-
 // Which rows of an item a lane has: in the ring's tiles, and in the matrix.
 struct LaneRows {
     u32 slot[2], row[2];  // tile of the stage, row of it
@@ -315,7 +272,8 @@ struct LaneRows {
 // it runs once an item, and comes from far.
 template <u32 EPILOGUE>
 __device__ __forceinline__ void store(const Item& item, f32* out, u32 left, Outputs& outputs) {
-    constexpr u32 ROWS = EPILOGUE == SWIGLU ? 32 : 64, STEP = WARPGROUP / ROWS, BATCH = 4;
+    constexpr bool GATED = EPILOGUE == SWIGLU || EPILOGUE == GATE;
+    constexpr u32 ROWS = EPILOGUE == SWIGLU ? 32 : 64, STEP = WARPGROUP / ROWS, BATCH = GATED ? 4 : 8;
     const u32 thread = threadIdx.x % WARPGROUP, row = thread % ROWS;
     if (row >= left) return;
 #pragma unroll 1
@@ -331,12 +289,11 @@ __device__ __forceinline__ void store(const Item& item, f32* out, u32 left, Outp
 #pragma unroll
         for (u32 i = 0; i < BATCH; i++) {
             const u32 column = first + i * STEP;
-            if (column >= item.columns) break;
-            f32 v = outputs.at(column, row);
+            f32 v = outputs.at(min(column, COLUMNS - 1), row);
             if constexpr (EPILOGUE == ADD) v = __fadd_rn(old[i], v);
             if constexpr (EPILOGUE == GATE) v = __fmul_rn(silu(v), old[i]);
-            if constexpr (EPILOGUE == SWIGLU) v = __fmul_rn(silu(v), outputs.at(column, ROWS + row));
-            *to[i] = v;
+            if constexpr (EPILOGUE == SWIGLU) v = __fmul_rn(silu(v), outputs.at(min(column, COLUMNS - 1), ROWS + row));
+            if (column < item.columns) *to[i] = v;
         }
     }
 }
@@ -363,24 +320,45 @@ __device__ __forceinline__ void finish(const Job& job, const Item& item, const L
     }
 }
 
+// All slots of an item.
+template <u32 T, u32 N>
+__device__ __forceinline__ void add_item(const Job& job, const LaneRows& lane, Ring& ring, f32 (&sums)[COLUMN_TILES][4]) {
+    const u32 offset[2] = {lane.slot[0] * job.weight_bytes, lane.slot[1] * job.weight_bytes};
+#pragma unroll 1
+    for (u32 left = job.k / 256; left > 0; left--, ring.advance()) {
+        mbarrier_wait(&ring.full[ring.place], ring.parity);
+        wgmma_see_shared();
+        const TileRow rows[2] = {{ring.weights() + offset[0], lane.row[0]}, {ring.weights() + offset[1], lane.row[1]}};
+        add_super<T, N>(rows, ring.columns(), sums);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(&ring.free[ring.place]);
+    }
+}
+
+// Fewer columns cost less.
+template <u32 T>
+__device__ __forceinline__ void add_columns(const Job& job, const LaneRows& lane, u32 columns, Ring& ring, f32 (&sums)[COLUMN_TILES][4]) {
+    if (columns > 48) add_item<T, 64>(job, lane, ring, sums);
+    else if (columns > 32) add_item<T, 48>(job, lane, ring, sums);
+    else if (columns > 16) add_item<T, 32>(job, lane, ring, sums);
+    else add_item<T, 16>(job, lane, ring, sums);
+}
+
 __device__ __forceinline__ void multiply_items(const Job& job, const Items& items, Ring ring) {
     const u32 thread = threadIdx.x % WARPGROUP;
     const LaneRows lane(job.epilogue == SWIGLU);
-    Turn turn(ring.turns);
     Outputs& outputs = ring.outputs[threadIdx.x / WARPGROUP];
     for (u32 i = blockIdx.x; i < items.count; i += gridDim.x) {
         const Item item(job, i, items.across);
         // Asked for early, wanted late.
         const u32 out_row = thread < item.columns ? item.out_row(job, thread) : 0;
         f32 sums[COLUMN_TILES][4] = {};
-        for (u32 b = 0; b < job.k / 256; b++, ring.advance()) {
-            mbarrier_wait(&ring.full[ring.place], ring.parity);
-            wgmma_see_shared();
-            const u8* weights = ring.weights();
-            const TileRow rows[2] = {{weights + lane.slot[0] * job.weight_bytes, lane.row[0]}, {weights + lane.slot[1] * job.weight_bytes, lane.row[1]}};
-            add_slot(item.type, rows, ring.columns(), item.columns, turn, sums);
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) mbarrier_arrive(&ring.free[ring.place]);
+        switch (item.type) {
+            case T_Q2K: if constexpr (has(T_Q2K)) add_columns<T_Q2K>(job, lane, item.columns, ring, sums); break;
+            case T_Q3K: if constexpr (has(T_Q3K)) add_columns<T_Q3K>(job, lane, item.columns, ring, sums); break;
+            case T_Q4K: if constexpr (has(T_Q4K)) add_columns<T_Q4K>(job, lane, item.columns, ring, sums); break;
+            case T_Q5K: if constexpr (has(T_Q5K)) add_columns<T_Q5K>(job, lane, item.columns, ring, sums); break;
+            case T_Q6K: if constexpr (has(T_Q6K)) add_columns<T_Q6K>(job, lane, item.columns, ring, sums); break;
         }
         finish(job, item, lane, out_row, sums, outputs);
     }
@@ -394,7 +372,6 @@ __device__ __forceinline__ void product(const Job& job) {
             mbarrier_init(&ring.full[s], WARPGROUP + 1);
             mbarrier_init(&ring.free[s], READERS * WARPGROUP / 32);
         }
-        for (u32 g = 0; g < READERS; g++) mbarrier_init(&ring.turns[g], WARPGROUP / 32);
         mbarrier_fence();
     }
     __syncthreads();

@@ -50,7 +50,7 @@ fn stage(weight_bytes: usize, planes: usize) -> usize {
 /// How many stages there is room for, `weight_bytes` to a tile's slot, and bytes of shared memory for as many.
 pub(super) fn stages(arch: u32, weight_bytes: usize, planes: usize) -> (usize, usize) {
     // The barriers, and what is lost before the first multiple of ATOM.
-    let fixed = 8 * (2 * MAX_STAGES + 2) + 2 * OUTPUTS + ATOM;
+    let fixed = 8 * 2 * MAX_STAGES + 2 * OUTPUTS + ATOM;
     let stage = stage(weight_bytes, planes);
     let count = ((shared_memory(arch) - fixed) / stage).min(MAX_STAGES);
     (count, fixed + count * stage)
