@@ -25,6 +25,10 @@ inline u32 load_acquire(const u32* p) {
     emulator::poll("a word that another block writes");
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
+inline void count_release(u32* p) {
+    __atomic_fetch_add(p, 1, __ATOMIC_SEQ_CST);
+    emulator::move();
+}
 inline u32 atomic_inc_acq_rel(u32* p, u32 last) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     const u32 before = atomicInc(p, last);

@@ -5,12 +5,18 @@
 // follows from the number of spans alone. A block norms, rotates and rounds the query heads of its unit by itself, and the
 // row's own key and value as well: whoever attends to the last span takes them from shared memory, since what is in the
 // cache there may be anything, and stores them. So no block waits for another before the merge.
-#include "attend_span.cuh"
+#include "attend_deep.cuh"
 #include "head.cuh"
 
 constexpr u32 KEY_WARP = 14, VALUE_WARP = 15;
 constexpr u32 PAIRS = (OWN + 1) / 2;  // of a rotation, in a lane
 // What the host may launch: pairs of a rotation within a lane, two warps without a query.
+// Loads ahead of their item are for who has no room for rings (attend_deep.cuh), which are to be had where they matter.
+#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
+constexpr bool AHEAD = false;
+#else
+constexpr bool AHEAD = PREFETCH;
+#endif
 constexpr bool FUSABLE = HEAD_DIM % 64 == 0 && GROUP <= KEY_WARP;
 
 // What a warp makes of a unit: a query head, the KV head's key, or its value.
@@ -27,19 +33,22 @@ struct Role {
     }
 };
 
-// Norm, rotation and fixed point of the warp's row, to where the products look for it.
-__device__ __forceinline__ void prepare(f32 (&x)[OWN], const f32 (&weight)[OWN], const float2 (&turn)[PAIRS], f32 score_scale) {
+// Norm and rotation of the warp's row.
+__device__ __forceinline__ void turn_head(f32 (&x)[OWN], const f32 (&weight)[OWN], const float2 (&turn)[PAIRS]) {
+    if (threadIdx.x / 32 >= WIDE && threadIdx.x / 32 != KEY_WARP) return;
+    normalise(x, weight);
+#pragma unroll
+    for (u32 i = 0; i < OWN / 2; i++) rotate(x[i], x[i + OWN / 2], turn[i]);
+}
+
+// Fixed point of the warp's row, to where the products look for it.
+__device__ __forceinline__ void round_own(const f32 (&x)[OWN], f32 score_scale) {
     Shared& s = shared_items();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp >= WIDE && warp < KEY_WARP) return;
-    if (warp != VALUE_WARP) {
-        normalise(x, weight);
-#pragma unroll
-        for (u32 i = 0; i < OWN / 2; i++) rotate(x[i], x[i + OWN / 2], turn[i]);
-    }
     const Rounding r = round_head(x);
     if (lane == 0) {
-        if (warp < WIDE) s.query_scale[warp] = __fmul_rn(r.scale, score_scale);
+        if (warp < WIDE) s.query_scale[0][warp] = __fmul_rn(r.scale, score_scale);
         else s.fresh_scale[warp - KEY_WARP] = r.scale;
     }
 #pragma unroll
@@ -123,6 +132,48 @@ __device__ __forceinline__ void store(u8* tile, u32 slot) {
     }
 }
 
+// The items of a group of warps when the context is deep; all of the block's have one unit.
+struct OneItems {
+    const u32* own_table;
+    u32 position, items;
+
+    __device__ __forceinline__ bool item(u32 n, Item& item) const {
+        const u32 index = group_index(n);
+        item.row = 0;
+        item.unit = index % UNITS;
+        item.span = index / UNITS;
+        item.spans = position / SPAN + 1;
+        item.keys = min(position + 1 - item.span * SPAN, SPAN);
+        return index < items;
+    }
+    __device__ __forceinline__ const u32* table(const Item&) const { return own_table; }
+    __device__ __forceinline__ void ask(const Item&) {}
+    __device__ __forceinline__ void prepare(const Item&) const {}
+    __device__ __forceinline__ uint4 (*queries() const)[KEY_CHUNKS][32] { return shared_items().queries; }
+    __device__ __forceinline__ const f32* query_scale() const { return shared_items().query_scale[0]; }
+    // Whether the row's own key is in this tile.
+    __device__ __forceinline__ bool own(const Item& item, u32 tile) const { return item.span * SPAN_TILES + tile == position / BLOCK; }
+    // Puts the row's own key, or value, and both scales, into a tile's, by a warp.
+    __device__ __forceinline__ void put_key(u8* keys) const {
+        const Shared& s = shared_items();
+        const u32 lane = threadIdx.x % 32, slot = position % BLOCK;
+        if (lane < 2) ((f32*)(keys + SCALES_AT))[lane * BLOCK + slot] = s.fresh_scale[lane];
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) put(keys + key_at(slot, i * 32 + lane), s.fresh[0], i * 32 + lane);
+        mbarrier_fence();  // the next copy to this place shall come after
+    }
+    __device__ __forceinline__ void put_value(u8* values) const {
+        const u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) put(values + value_at(position % BLOCK, i * 32 + lane) - VALUES_AT, shared_items().fresh[2], i * 32 + lane);
+        mbarrier_fence();
+    }
+    __device__ __forceinline__ static void put(u8* to, const uint4* planes, u32 d) {
+        to[0] = ((const u8*)planes)[d];
+        to[PLANE_BYTES] = ((const u8*)planes)[HEAD_DIM + d];
+    }
+};
+
 // `scratch` and `counters` as in attend_split.cu.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_norm, const f32* rope, u8* layer, Step step,
@@ -140,16 +191,18 @@ attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f3
         f32 x[OWN], weight[OWN];
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) weight[i] = role.norm ? role.norm[i * 32 + lane] : 0.0f;
+        const bool can_go_deep = begin_deep();
         wait_dependencies();
-        const u32 position = step.position[0];
-        const u32* const table = step.tables + (u64)step.sequence[0] * step.stride;
+        // A warp knows the blocks of its tile of the next 32 items, a lane an item. The first ones are asked for at once, as if
+        // the row's table was the first.
+        const auto tile_of = [&](u32 index) { return (index + lane * gridDim.x) / UNITS * SPAN_TILES + tile_of_span; };
+        u32 known = tile_of(index) < step.stride ? step.tables[tile_of(index)] : 0;
+        const u32 position = step.position[0], sequence = step.sequence[0];
+        const u32* const table = step.tables + (u64)sequence * step.stride;
         const u32 spans = position / SPAN + 1, items = spans * UNITS, slot = position % BLOCK;
         const auto partial = [&](u32 unit, u32 span) { return scratch + ((u64)unit * ((step.stride + SPAN_TILES - 1) / SPAN_TILES) + span) * PARTIAL; };
-        // A warp knows the blocks of its tile of the next 32 items: a lane an item.
-        u32 known = 0;
         const auto know = [&](u32 index) {
-            const u32 tile = (index + lane * gridDim.x) / UNITS * SPAN_TILES + tile_of_span;
-            if (tile <= position / BLOCK) known = table[tile];
+            if (tile_of(index) <= position / BLOCK) known = table[tile_of(index)];
         };
         const auto own_tile = [&](u32 index, u32 k) {
             const u32 block = __shfl_sync(0xffffffffu, known, k % 32);
@@ -160,16 +213,31 @@ attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f3
         Values values;
         float2 turn[PAIRS];
         u8* tile = nullptr;
-        if (index < items) {
-            know(index);
+        // Before tiles are asked for: who waits for one load may have to wait for all that were asked for with it.
+        const auto ask = [&] {
 #pragma unroll
             for (u32 i = 0; i < OWN; i++) x[i] = role.from ? role.from[i * 32 + lane] : 0.0f;
 #pragma unroll
             for (u32 i = 0; i < PAIRS; i++) turn[i] = ((const float2*)(rope + (u64)position * HEAD_DIM))[i * 32 + lane];
+        };
+        if (can_go_deep && items > gridDim.x) {
+            ask();
+            turn_head(x, weight, turn);
+            round_own(x, score_scale);
+            __syncthreads();
+            OneItems own = {table, position, items};
+            attend_deep(own, layer, [&](u32, u32 unit, u32 span) { return partial(unit, span); }, [&](const Item& item) { return counters + item.unit; });
+            if (((spans - 1) * UNITS + unit) % deep_grid() == blockIdx.x) store((u8*)tile_at(layer, table[position / BLOCK], unit), slot);
+            __syncthreads();
+            index = items;
+        } else if (index < items) {
+            ask();
+            if (sequence) know(index);
+            turn_head(x, weight, turn);
             tile = own_tile(index, 0);
             keys.load(tile);
             values.load(tile);
-            prepare(x, weight, turn, score_scale);
+            round_own(x, score_scale);
         }
         for (u32 n = 0; index < items; index += gridDim.x, n++) {
             if (index % UNITS != unit) {
@@ -177,7 +245,8 @@ attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f3
                 role = Role(unit, q, k, v, q_norm, k_norm);
 #pragma unroll
                 for (u32 i = 0; i < OWN; i++) x[i] = role.from ? role.from[i * 32 + lane] : 0.0f;
-                prepare(x, weight, turn, score_scale);
+                turn_head(x, weight, turn);
+                round_own(x, score_scale);
             }
             const u32 span = index / UNITS;
             const Item item = {0, unit, span, spans, min(position + 1 - span * SPAN, SPAN)};
@@ -185,32 +254,32 @@ attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f3
             const bool here = tile != nullptr, fresh = here && span * SPAN_TILES + tile_of_span == position / BLOCK;
             __syncthreads();
             if (fresh) patch(keys, slot);
-            if (here) score(keys);
-            if (more) {
-                if ((n + 1) % 32 == 0) know(index + gridDim.x);
-                tile = own_tile(index + gridDim.x, n + 1);
-            } else {
-                tile = nullptr;
-            }
-            if (PREFETCH) keys.load(tile);
+            if (here) score(keys, s.queries, s.query_scale[0]);
+            const auto go_on = [&] {
+                if (more && (n + 1) % 32 == 0) know(index + gridDim.x);
+                tile = more ? own_tile(index + gridDim.x, n + 1) : nullptr;
+            };
+            if (AHEAD) go_on();
+            if (AHEAD) keys.load(tile);
             if (here) {
                 barrier_sync(1 + tile_of_span, PARTS * 32);
                 if (fresh) patch(values, slot);
-                weigh(values, WIDE, item.keys - tile_of_span * BLOCK);
+                weigh(values.scale, WIDE, item.keys - tile_of_span * BLOCK);
                 barrier_sync(1 + tile_of_span, PARTS * 32);
                 gather(values);
             }
-            if (!PREFETCH) keys.load(tile);
-            values.load(tile);
+            if (AHEAD) values.load(tile);
             if (span + 1 == spans) store((u8*)tile_at(layer, table[position / BLOCK], unit), slot);
             __syncthreads();
             end_item(item, 0, attn, fixed, partial(unit, span));
             if (spans > 1) {
                 __syncthreads();
-                if (threadIdx.x == 0) {
-                    __threadfence();
-                    atomicAdd(counters + unit, 1u);
-                }
+                if (threadIdx.x == 0) count_release(counters + unit);
+            }
+            if (!AHEAD) {
+                go_on();
+                keys.load(tile);
+                values.load(tile);
             }
         }
         if (spans == 1) return;

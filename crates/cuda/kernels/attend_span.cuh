@@ -1,10 +1,10 @@
-// Attention of few rows (cpu::attention, rule 5): every span of every row is work of its own, so that one row fills the GPU.
+// What the kernels of attention of few rows share (cpu::attention, rule 5): every span of every row is work of its own, so
+// that one row fills the GPU.
 //
 // q [T][H][HD], the layer's cache; attn [T][H][HD], and the same in fixed point. An item is a span of a row for the (up to
 // 16) query heads of a unit: a KV head, or a slice of one with more. Grid: a block of threads a processor, all of them
-// resident, however many items there are: shapes of launches do not depend on positions. Block b takes items b, b + grid,
-// ...; four warps take a tile, each 16 of its keys for the scores and a quarter of the dimensions for the values.
-// Fragments go from memory to registers, those of the next item while this one is being computed.
+// resident, however many items there are: shapes of launches do not depend on positions. Four warps take a tile, each 16 of
+// its keys for the scores and a quarter of the dimensions for the values.
 //
 // A row of one span is finished at once. Of longer ones, partial results go to `scratch`, and 256 values at a time (a job)
 // are merged in order of spans by whichever block the job belongs to, once a counter says that all spans are there: that
@@ -42,7 +42,8 @@ struct Item {
 
 // Shared memory. A tile's scores [WIDE][BLOCK + 4] give way to its results [WIDE][HD + 4]: padded against conflicts.
 constexpr u32 SCORE_ROW = BLOCK + 4, RESULT_ROW = HEAD_DIM + 4;
-constexpr u32 TILE_FLOATS = WIDE * (SCORE_ROW > RESULT_ROW ? SCORE_ROW : RESULT_ROW);
+constexpr u32 QUERY_FLOATS = OCTETS * KEY_CHUNKS * 128;  // a unit's queries (attend_deep.cuh puts some after the scores)
+constexpr u32 TILE_FLOATS = WIDE * RESULT_ROW > WIDE * SCORE_ROW + QUERY_FLOATS ? WIDE * RESULT_ROW : WIDE * SCORE_ROW + QUERY_FLOATS;
 constexpr u32 ITEMS = 32;  // known ahead: a lane an item
 struct Shared {
     Item items[ITEMS];
@@ -52,7 +53,7 @@ struct Shared {
     uint4 weights[SPAN_TILES][VALUE_CHUNKS][OCTETS][32];          // probabilities, likewise
     f32 tile[SPAN_TILES][TILE_FLOATS];
     f32 exponent[SPAN_TILES][16], sum[SPAN_TILES][16], scale[SPAN_TILES][16];
-    f32 query_scale[16], fresh_scale[4];
+    f32 query_scale[SPAN_TILES][16], fresh_scale[4];
 };
 // The same memory when jobs are done.
 constexpr u32 CHUNK = 64;  // spans at a time
@@ -77,13 +78,14 @@ __device__ __forceinline__ u32 first_head(u32 unit) { return unit / SLICES * GRO
 template <u32 STEPS> struct Operand16 {
     u32 word[STEPS][4];
 
-    // `at`: the first of the rows; `row_bytes`: from eight rows to the next.
-    __device__ __forceinline__ void load(const u8* at, u32 row_bytes) {
+    // `at`: the first of the rows, in shared memory or not; `row_bytes`: from eight rows to the next.
+    template <bool SHARED> __device__ __forceinline__ void load(const u8* at, u32 row_bytes) {
         const u32 row = fragment_row(), quad = fragment_quad();
 #pragma unroll
         for (u32 k = 0; k + 1 < STEPS; k += 2) {
             const u8* const from = at + k / 2 * ATOM + piece_at(row, quad);
-            const uint4 a = load_once(from), b = load_once(from + row_bytes);
+            const uint4 a = SHARED ? *(const uint4*)from : load_once(from);
+            const uint4 b = SHARED ? *(const uint4*)(from + row_bytes) : load_once(from + row_bytes);
             word[k][0] = a.x, word[k][1] = b.x, word[k][2] = a.y, word[k][3] = b.y;
             word[k + 1][0] = a.z, word[k + 1][1] = b.z, word[k + 1][2] = a.w, word[k + 1][3] = b.w;
         }
@@ -109,12 +111,13 @@ struct Keys {
     Operand16<KEY_CHUNKS> hi, lo;
     f32 scale[2];
 
-    __device__ __forceinline__ void load(const u8* tile) {
+    // From a tile, or from its keys and scales alone.
+    template <bool SHARED = false> __device__ __forceinline__ void load(const u8* tile) {
         if (!tile) return;
         const u32 part = threadIdx.x / 32 % PARTS;
         const u8* const at = tile + KEYS_AT + part * 2 * KEY_ROWS;
-        hi.load(at, KEY_ROWS);
-        lo.load(at + PLANE_BYTES, KEY_ROWS);
+        hi.template load<SHARED>(at, KEY_ROWS);
+        lo.template load<SHARED>(at + PLANE_BYTES, KEY_ROWS);
         const f32* const scales = (const f32*)(tile + SCALES_AT) + part * 16 + fragment_row();
         scale[0] = scales[0], scale[1] = scales[8];
     }
@@ -127,21 +130,25 @@ struct Values {
 
     __device__ __forceinline__ void load(const u8* tile) {
         if (!tile) return;
-        const u32 lane = threadIdx.x % 32, part = threadIdx.x / 32 % PARTS;
+        const u32 lane = threadIdx.x % 32;
+        load_planes<false>(tile + VALUES_AT);
+        const f32* const scales = (const f32*)(tile + SCALES_AT) + BLOCK;
+        scale[0] = scales[lane], scale[1] = scales[lane + 32];
+    }
+    template <bool SHARED> __device__ __forceinline__ void load_planes(const u8* values) {
+        const u32 part = threadIdx.x / 32 % PARTS;
 #pragma unroll
         for (u32 s = 0; s < OWN_SLABS; s++) {
             if (s * PARTS + part >= SLABS) continue;
-            const u8* const at = tile + VALUES_AT + (s * PARTS + part) * 2 * VALUE_ROWS;
-            hi[s].load(at, VALUE_ROWS);
-            lo[s].load(at + PLANE_BYTES, VALUE_ROWS);
+            const u8* const at = values + (s * PARTS + part) * 2 * VALUE_ROWS;
+            hi[s].template load<SHARED>(at, VALUE_ROWS);
+            lo[s].template load<SHARED>(at + PLANE_BYTES, VALUE_ROWS);
         }
-        const f32* const scales = (const f32*)(tile + SCALES_AT) + BLOCK;
-        scale[0] = scales[lane], scale[1] = scales[lane + 32];
     }
 };
 
 // Scores of the warp's 16 keys with all heads of the unit, to shared memory.
-__device__ __forceinline__ void score(const Keys& keys) {
+__device__ __forceinline__ void score(const Keys& keys, const uint4 (*queries)[KEY_CHUNKS][32], const f32* query_scale) {
     Shared& s = shared_items();
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     f32* const scores = s.tile[warp / PARTS] + warp % PARTS * 16 + fragment_row();
@@ -150,7 +157,7 @@ __device__ __forceinline__ void score(const Keys& keys) {
         i32 hh[4] = {}, hl[4] = {}, lh[4] = {};
 #pragma unroll
         for (u32 k = 0; k < KEY_CHUNKS; k++) {
-            const uint4 q = s.queries[n][k][lane];
+            const uint4 q = queries[n][k][lane];
             mma_k32<true>(hh, keys.hi.word[k], q.x, q.y);
             mma_k32<true>(hl, keys.hi.word[k], q.z, q.w);
             mma_k32<true>(lh, keys.lo.word[k], q.x, q.y);
@@ -159,7 +166,7 @@ __device__ __forceinline__ void score(const Keys& keys) {
         for (u32 c = 0; c < 4; c++) {
             const u32 head = n * 8 + fragment_quad() * 2 + c % 2;
             if (head >= WIDE) continue;
-            const f32 factor = __fmul_rn(s.query_scale[head], keys.scale[c / 2]);
+            const f32 factor = __fmul_rn(query_scale[head], keys.scale[c / 2]);
             scores[head * SCORE_ROW + c / 2 * 8] = __fmul_rn(join_exact(hh[c], hl[c] + lh[c]), factor);
         }
     }
@@ -168,46 +175,69 @@ __device__ __forceinline__ void score(const Keys& keys) {
 // Order of floats as integers, and back: NaN above all.
 __device__ __forceinline__ i32 ordered(i32 bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
 
-// Every fourth head's scores become probabilities in fixed point. `keys`: those of the tile that the row sees.
-__device__ __forceinline__ void weigh(const Values& values, u32 heads, u32 keys) {
+// Every fourth head's scores become probabilities in fixed point, all heads of the warp step by step: each step waits for
+// shuffles, whose latency they share. `keys`: those of the tile that the row sees.
+__device__ __forceinline__ void weigh(const f32 (&value_scale)[2], u32 heads, u32 keys) {
+    constexpr u32 OWN_HEADS = (WIDE + PARTS - 1) / PARTS;
     Shared& s = shared_items();
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = warp / PARTS;
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = warp / PARTS, part = warp % PARTS;
     const f32 none = __uint_as_float(0xff800000u);
-    const u32 place = place_of_key(lane);
+    f32 x[OWN_HEADS][2], u[OWN_HEADS][2], exponent[OWN_HEADS], sum[OWN_HEADS];
+    u32 amax[OWN_HEADS];
+    bool bad[OWN_HEADS];
 #pragma unroll
-    for (u32 i = 0; i < (WIDE + PARTS - 1) / PARTS; i++) {
-        const u32 head = i * PARTS + warp % PARTS;
-        if (head >= heads) continue;
-        const f32* const scores = s.tile[tile] + head * SCORE_ROW;
-        f32 x[2], u[2];
+    for (u32 i = 0; i < OWN_HEADS; i++) {
+        const f32* const scores = s.tile[tile] + min(i * PARTS + part, WIDE - 1) * SCORE_ROW;
 #pragma unroll
-        for (u32 h = 0; h < 2; h++) x[h] = lane + h * 32 < keys ? scores[lane + h * 32] : none;
-        const f32 local = max_nan(max_nan(x[0], x[1]), FLOOR);
+        for (u32 h = 0; h < 2; h++) x[i][h] = lane + h * 32 < keys ? scores[lane + h * 32] : none;
+    }
+#pragma unroll
+    for (u32 i = 0; i < OWN_HEADS; i++) {
+        const f32 local = max_nan(max_nan(x[i][0], x[i][1]), FLOOR);
         const f32 top = __int_as_float(ordered(__reduce_max_sync(0xffffffffu, ordered(__float_as_int(local)))));
-        const bool bad = !(top < __uint_as_float(0x7f800000u));
-        const f32 exponent = bad ? 0.0f : ceilf(top);
-        u32 amax = 0;
+        bad[i] = !(top < __uint_as_float(0x7f800000u));
+        exponent[i] = bad[i] ? 0.0f : ceilf(top);
+    }
+#pragma unroll
+    for (u32 i = 0; i < OWN_HEADS; i++) {
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
-            x[h] = exp2_below(__fsub_rn(x[h], exponent));
-            u[h] = lane + h * 32 < keys ? __fmul_rn(x[h], values.scale[h]) : 0.0f;
-            amax = max(amax, magnitude(u[h]));
+            x[i][h] = exp2_below(__fsub_rn(x[i][h], exponent[i]));
+            u[i][h] = lane + h * 32 < keys ? __fmul_rn(x[i][h], value_scale[h]) : 0.0f;
         }
-        const f32 sum = butterfly(__fadd_rn(x[0], x[1]));
-        const Rounding r = rounding(warp_max(amax), LIMIT_A16);
+        amax[i] = warp_max(max(magnitude(u[i][0]), magnitude(u[i][1])));
+        sum[i] = __fadd_rn(x[i][0], x[i][1]);
+    }
+#pragma unroll
+    for (u32 w = 16; w > 0; w /= 2)
+#pragma unroll
+        for (u32 i = 0; i < OWN_HEADS; i++) sum[i] = __fadd_rn(sum[i], __shfl_xor_sync(0xffffffffu, sum[i], w));
+    // One division a lane: lane 2 i finds the scale of head i, the next one the inverse (`rounding`).
+    u32 own = amax[0];
+#pragma unroll
+    for (u32 i = 1; i < OWN_HEADS; i++) own = lane / 2 == i ? amax[i] : own;
+    const f32 largest = __uint_as_float(own);
+    const f32 ratio = __fdiv_rn(lane % 2 ? LIMIT_A16 : largest, lane % 2 ? largest : LIMIT_A16);
+#pragma unroll
+    for (u32 i = 0; i < OWN_HEADS; i++) {
+        const u32 head = i * PARTS + part;
+        f32 scale = __shfl_sync(0xffffffffu, ratio, 2 * i), inverse = __shfl_sync(0xffffffffu, ratio, 2 * i + 1);
+        const bool poisoned = bad[i] || amax[i] >= 0x7f800000u;
+        if (poisoned || scale < 1.17549435e-38f) scale = inverse = 0.0f;
+        if (head >= heads) continue;
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
-            const u32 n = round_split(u[h], r.zero ? 0.0f : r.inverse);
-            const Place at = step_of<VALUE_CHUNKS>(place_of_key(lane + h * 32));
+            const u32 n = round_split(u[i][h], inverse), place = place_of_key(lane + h * 32);
+            const Place at = step_of<VALUE_CHUNKS>(place);
             u8* const to = (u8*)&s.weights[tile][at.step][head / 8][head % 8 * 4 + at.quad] + at.word * 4 + place % 4;
             to[0] = (u8)(n >> 8);
             to[8] = (u8)(n ^ 0x80);
         }
         if (lane == 0) {
             const f32 poison = __uint_as_float(0x7fc00000u);
-            s.exponent[tile][head] = exponent;
-            s.sum[tile][head] = bad ? poison : sum;
-            s.scale[tile][head] = bad ? poison : __fmul_rn(r.scale, 256.0f);
+            s.exponent[tile][head] = exponent[i];
+            s.sum[tile][head] = bad[i] ? poison : sum[i];
+            s.scale[tile][head] = poisoned ? poison : __fmul_rn(scale, 256.0f);
         }
     }
 }

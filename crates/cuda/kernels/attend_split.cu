@@ -1,4 +1,7 @@
-#include "attend_span.cuh"
+// Attention of few rows, of any sequences: attend_span.cuh says how rows become items and items results. A block takes items
+// b, b + grid, ..., loading those of the next while it computes one; or, where there are many spans, its groups of warps take
+// theirs from rings (attend_deep.cuh).
+#include "attend_deep.cuh"
 
 // The rows of this launch, at most 64, and how many spans each has: a lane knows two rows.
 struct Rows {
@@ -73,12 +76,12 @@ __device__ __forceinline__ const u8* own_tile(u32 i, const u8* layer) {
     return t < s.items[i].tiles() ? tile_at(layer, s.blocks[i][t], s.items[i].unit / SLICES) : nullptr;
 }
 
-// A query head: warp w has head w of the unit, a lane dimensions 4 l to 4 l + 3 (and 128 on).
+// A query head of the unit: a lane has dimensions 4 l to 4 l + 3 (and 128 on).
 struct Query {
     float4 x[(HEAD_DIM + 127) / 128];
 
-    __device__ __forceinline__ void load(const f32* q, const Item& item, u32 first) {
-        const u32 lane = threadIdx.x % 32, head = threadIdx.x / 32;
+    __device__ __forceinline__ void load(const f32* q, const Item& item, u32 first, u32 head) {
+        const u32 lane = threadIdx.x % 32;
         if (head >= heads_of(item.unit)) return;
         const f32* const from = q + ((u64)(first + item.row) * HEADS + first_head(item.unit) + head) * HEAD_DIM;
 #pragma unroll
@@ -89,16 +92,15 @@ struct Query {
     }
 
     // Rounds it (a head is one block of fixed point) into the B operand of the scores.
-    __device__ __forceinline__ void round(const Item& item, f32 score_scale) const {
-        Shared& s = shared_items();
-        const u32 lane = threadIdx.x % 32, head = threadIdx.x / 32;
+    __device__ __forceinline__ void round(const Item& item, f32 score_scale, u32 head, uint4 (*queries)[KEY_CHUNKS][32], f32* scale) const {
+        const u32 lane = threadIdx.x % 32;
         if (head >= heads_of(item.unit)) return;
         u32 amax = 0;
 #pragma unroll
         for (u32 i = 0; i < (HEAD_DIM + 127) / 128; i++)
             amax = max(amax, max(max(magnitude(x[i].x), magnitude(x[i].y)), max(magnitude(x[i].z), magnitude(x[i].w))));
         const Rounding r = rounding(warp_max(amax), LIMIT_A16);
-        if (lane == 0) s.query_scale[head] = __fmul_rn(r.scale, score_scale);
+        if (lane == 0) scale[head] = __fmul_rn(r.scale, score_scale);
 #pragma unroll
         for (u32 i = 0; i < (HEAD_DIM + 127) / 128; i++) {
             const u32 d = i * 128 + lane * 4;
@@ -111,11 +113,50 @@ struct Query {
                 lo |= (u32)(n[b] & 0xff) << (b * 8);
             }
             const Place at = step_of<KEY_CHUNKS>(d);
-            u32* const to = (u32*)&s.queries[head / 8][at.step][head % 8 * 4 + at.quad] + at.word;
+            u32* const to = (u32*)&queries[head / 8][at.step][head % 8 * 4 + at.quad] + at.word;
             to[0] = hi;
             to[2] = lo;
         }
     }
+};
+
+// The items of a group of warps when contexts are deep.
+struct RowItems {
+    const Rows& rows;
+    const Step& step;
+    const f32* q;
+    u32 first, items;
+    f32 score_scale;
+
+    __device__ __forceinline__ bool item(u32 n, Item& item) const {
+        const u32 index = group_index(n), k = min(index, items - 1) / UNITS;
+        item.row = rows.row_of(k);
+        const u32 before = item.row ? rows.of(rows.spans_to, item.row - 1) : 0, keys = rows.of(rows.position, item.row) + 1;
+        item.unit = index % UNITS;
+        item.span = k - before;
+        item.spans = (keys + SPAN - 1) / SPAN;
+        item.keys = min(keys - item.span * SPAN, SPAN);
+        return index < items;
+    }
+    __device__ __forceinline__ const u32* table(const Item& item) const { return step.tables + (u64)step.sequence[first + item.row] * step.stride; }
+    // Every fourth head by each of the group's warps.
+    Query asked[(WIDE + PARTS - 1) / PARTS];
+    __device__ __forceinline__ void ask(const Item& item) {
+#pragma unroll
+        for (u32 i = 0; i < (WIDE + PARTS - 1) / PARTS; i++) asked[i].load(q, item, first, i * PARTS + threadIdx.x / 32 % PARTS);
+    }
+    __device__ __forceinline__ void prepare(const Item& item) const {
+        const u32 group = threadIdx.x / 32 / PARTS;
+#pragma unroll
+        for (u32 i = 0; i < (WIDE + PARTS - 1) / PARTS; i++)
+            asked[i].round(item, score_scale, i * PARTS + threadIdx.x / 32 % PARTS, group_queries(), shared_items().query_scale[group]);
+        barrier_sync(1 + group, PARTS * 32);
+    }
+    __device__ __forceinline__ uint4 (*queries() const)[KEY_CHUNKS][32] { return group_queries(); }
+    __device__ __forceinline__ const f32* query_scale() const { return shared_items().query_scale[threadIdx.x / 32 / PARTS]; }
+    __device__ __forceinline__ bool own(const Item&, u32) const { return false; }
+    __device__ __forceinline__ void put_key(u8*) const {}
+    __device__ __forceinline__ void put_value(u8*) const {}
 };
 
 // Rows `first` to `first + count - 1` of the step. `scratch`: [count][UNITS][spans of the longest table][PARTIAL] f32.
@@ -125,6 +166,7 @@ attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32
              u32* counters) {
     launch_dependents();
     require_shared(SHARED_BYTES);
+    const bool can_go_deep = begin_deep();
     wait_dependencies();
     Shared& s = shared_items();
     const u32 sequence = step.sequence[first];
@@ -133,14 +175,20 @@ attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32
     const u32 tile_of_span = threadIdx.x / 32 / PARTS;
     const auto partial = [&](u32 row, u32 unit, u32 span) { return scratch + (((u64)row * UNITS + unit) * stride + span) * PARTIAL; };
 
+    // Where there are spans enough for every group of warps, blocks do not wait for themselves at every item.
+    const bool deep = can_go_deep && items > gridDim.x && rows.spans >= 2 * count;
+    if (deep) {
+        RowItems own = {rows, step, q, first, items, score_scale, {}};
+        attend_deep(own, layer, partial, [&](const Item& item) { return counters + item.row * UNITS + item.unit; });
+    }
     Keys keys;
     Values values;
     Query query;
-    for (u32 index = blockIdx.x, k = 0; index < items; index += gridDim.x, k++) {
+    for (u32 index = deep ? items : blockIdx.x, k = 0; index < items; index += gridDim.x, k++) {
         if (k % ITEMS == 0) {
             if (threadIdx.x < 32) find_items(index, items, rows, sequence, step, first);
             __syncthreads();
-            query.load(q, s.items[0], first);
+            query.load(q, s.items[0], first, threadIdx.x / 32);
             const u8* const tile = own_tile(0, layer);
             keys.load(tile);
             values.load(tile);
@@ -148,14 +196,14 @@ attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32
         const Item& item = s.items[k % ITEMS];
         const bool more = index + gridDim.x < items && k % ITEMS + 1 < ITEMS;
         const bool here = tile_of_span < item.tiles();
-        query.round(item, score_scale);
+        query.round(item, score_scale, threadIdx.x / 32, s.queries, s.query_scale[0]);
         __syncthreads();
-        if (more) query.load(q, s.items[k % ITEMS + 1], first);
-        if (here) score(keys);
+        if (more) query.load(q, s.items[k % ITEMS + 1], first, threadIdx.x / 32);
+        if (here) score(keys, s.queries, s.query_scale[0]);
         if (PREFETCH && more) keys.load(own_tile(k % ITEMS + 1, layer));
         if (here) {
             barrier_sync(1 + tile_of_span, PARTS * 32);
-            weigh(values, heads_of(item.unit), item.keys - tile_of_span * BLOCK);
+            weigh(values.scale, heads_of(item.unit), item.keys - tile_of_span * BLOCK);
             barrier_sync(1 + tile_of_span, PARTS * 32);
             gather(values);
         }
@@ -168,23 +216,21 @@ attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32
         end_item(item, first, attn, fixed, partial(item.row, item.unit, item.span));
         if (item.spans > 1) {
             __syncthreads();
-            if (threadIdx.x == 0) {
-                __threadfence();
-                atomicAdd(counters + item.row * UNITS + item.unit, 1u);
-            }
+            if (threadIdx.x == 0) count_release(counters + item.row * UNITS + item.unit);
         }
         if (k % ITEMS + 1 == ITEMS) __syncthreads();
     }
 
     constexpr u32 JOBS = (WIDE * HEAD_DIM + JOB - 1) / JOB;
     if (rows.spans == count) return;  // each row had one span
+    __syncthreads();
     u32* const done = counters + count * UNITS;
     // The blocks with the fewest items first.
     for (u32 i = gridDim.x - 1 - blockIdx.x; i < count * UNITS * JOBS; i += gridDim.x) {
         const u32 job = i % JOBS, unit = i / JOBS % UNITS, row = i / JOBS / UNITS;
         const u32 jobs = (heads_of(unit) * HEAD_DIM + JOB - 1) / JOB;
         const u32 spans = rows.of(rows.position, row) / SPAN + 1;
-        if (spans == 1 || job >= jobs) continue;
+        if (spans == 1 && !deep || job >= jobs) continue;
         if (threadIdx.x == 0)
             while (load_acquire(counters + row * UNITS + unit) != spans) {}
         __syncthreads();

@@ -72,6 +72,10 @@ __device__ __forceinline__ u32 load_acquire(const u32* p) {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
+// Counts up; what this thread wrote (and saw written before a barrier) is seen by whoever reads the count by `load_acquire`.
+__device__ __forceinline__ void count_release(u32* p) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(p) : "memory");
+}
 // Counts to `last` and around; what this thread wrote (and saw written before a barrier) is seen by whoever counts later.
 __device__ __forceinline__ u32 atomic_inc_acq_rel(u32* p, u32 last) {
     u32 before;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-use bits::models::{FUSED, SMALL, SUPER, fused, in_turn, shape};
+use bits::models::{FUSED, SMALL, SUPER, fused, in_turn, shape, uniform};
 use bits::{KERNELS, Setup, checks, emulated as setup, lockstep, plain};
 
 /// Rows of whole super-blocks, all types: a mixture of experts, or dense.
@@ -89,6 +89,23 @@ fn prompts_in_any_chunks() {
     }
 }
 
+/// Heads that Hopper's kernels do not take: what runs elsewhere.
+#[test]
+fn heads_of_a_length_that_is_no_multiple_of_64() {
+    let Some(setup) = setup() else { return };
+    let model = uniform(&shape(false, true, 4, 96), 16, gguf::Dtype::Q8_0);
+    checks::sequence("heads of 96", &model, &setup, &[100, 1, 5], lockstep);
+}
+
+/// More spans than the emulator has processors: attention with rings (`attend_deep.cuh`), of one row and of several.
+#[test]
+fn contexts_of_spans_enough_for_every_processor() {
+    let Some(setup) = setup() else { return };
+    let model = fused(&shape(false, true, 4, 64), 17, 3);
+    let setup = Setup { context: 900, ..setup };
+    checks::sequence("deep", &model, &setup, &[256, 256, 250, 1, 1, 3, 1], plain);
+}
+
 #[test]
 fn batches_in_any_order() {
     let Some(setup) = setup() else { return };
@@ -142,8 +159,8 @@ const FAULTS: &[Fault] = &[
     // The scale of another sub-block.
     Fault {
         file: "dot.cuh",
-        right: "= s0 * even.v[i * 2] +",
-        wrong: "= s1 * even.v[i * 2] +",
+        right: "h += s0 * even.h +",
+        wrong: "h += s1 * even.h +",
         says: "differ",
     },
     Fault {

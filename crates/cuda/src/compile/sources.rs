@@ -18,6 +18,7 @@ macro_rules! sources {
 const BUILT_IN: &[(&str, &str)] = &sources![
     "arith.cuh",
     "attend.cuh",
+    "attend_deep.cuh",
     "attend_span.cuh",
     "cache.cuh",
     "choose.cuh",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use model::{BLOCK, Config};
 use quant::fixed::block_len;
 
+use super::decode::shared_memory;
 use crate::driver::{Arguments, Device, Memory, Shape, size};
 use crate::kernels::UnitOf;
 use crate::{Cuda, Error};
@@ -27,6 +28,8 @@ const ATOM: usize = 512;
 const SPAN_TILES: usize = 4;
 /// `ITEMS` of the split kernel: items that a block knows ahead.
 const ITEMS: usize = 32;
+/// `DEEP_STAGES` of `attend_deep.cuh`.
+const RING: usize = 3;
 /// `KEY_WARP` of `attend_one.cu`: query heads of a unit that leave two warps to the row's own key and value.
 const ONE_HEADS: usize = 14;
 /// Bytes that partial results may take. What does not fit takes several launches.
@@ -53,14 +56,22 @@ impl Split {
         self.wide * self.head_dim + 32
     }
 
-    /// `SHARED_BYTES` of the kernel.
-    fn shared(self) -> usize {
+    /// `DEEP_BYTES` of the kernel, or where a block of threads has less, `SHARED_BYTES`.
+    fn shared(self, arch: u32) -> usize {
+        let groups = SPAN_TILES;
+        let stage = 2 * BLOCK * self.head_dim + 2 * BLOCK * 4;
+        let deep = self.shallow().next_multiple_of(128) + groups * RING * (stage + 8);
+        if deep <= shared_memory(arch) { deep } else { self.shallow() }
+    }
+
+    fn shallow(self) -> usize {
         let octets = self.wide.div_ceil(8);
         let queries = octets * (self.head_dim / 32) * 512;
         let weights = SPAN_TILES * (BLOCK / 32) * octets * 512;
-        let tiles = SPAN_TILES * self.wide * (self.head_dim.max(BLOCK) + 4);
+        let tile = (self.wide * (self.head_dim + 4)).max(self.wide * (BLOCK + 4) + queries / 4);
+        let tiles = SPAN_TILES * tile;
         let known = ITEMS * 4 * (5 + SPAN_TILES) + 4 * self.head_dim;
-        let items = known + queries + weights + 4 * (tiles + 3 * SPAN_TILES * 16 + 16 + 4);
+        let items = known + queries + weights + 4 * (tiles + 4 * SPAN_TILES * 16 + 4);
         let heads = 256 / self.head_dim + 2;
         items.max(heads * 64 * 8 + 4 * (heads + 256))
     }
@@ -211,7 +222,8 @@ impl Cuda {
             .push(b.attn_fixed.arg())
             .push(scratch.partials.ptr())
             .push(scratch.counters.ptr());
-        let shape = Shape::new(self.device.gpu.processors, 512).shared(Split::of(config).shared());
+        let shape = Shape::new(self.device.gpu.processors, 512)
+            .shared(Split::of(config).shared(self.device.gpu.arch));
         self.kernels.get("attend_one").launch(&self.device, shape, arguments)
     }
 
@@ -228,7 +240,8 @@ impl Cuda {
             .push(b.attn_fixed.arg())
             .push(scratch.partials.ptr())
             .push(scratch.counters.ptr());
-        let (kernel, shared) = (self.kernels.get("attend_split"), Split::of(config).shared());
+        let (kernel, shared) =
+            (self.kernels.get("attend_split"), Split::of(config).shared(self.device.gpu.arch));
         // One block of threads a processor: all of them resident, which the kernel relies on.
         kernel.launch(&self.device, Shape::new(self.device.gpu.processors, 512).shared(shared), arguments)
     }
@@ -266,7 +279,7 @@ mod tests {
                 let config = Config { heads: 2 * group, kv_heads: 2, head_dim, ..base };
                 let (split, name) =
                     (Split::of(&config), format!("HD {head_dim}, {group} heads to a KV head"));
-                assert!(split.shared() <= SMALL, "{name}: split takes {}", split.shared());
+                assert!(split.shallow() <= SMALL, "{name}: split takes {}", split.shallow());
                 assert!(split.units * split.wide >= config.heads, "{name}: a head is left out");
                 for (arch, limit) in [(80, LARGE), (86, SMALL), (90, LARGEST), (120, SMALL)] {
                     let stream = Stream::of(&config, arch);
