@@ -12,7 +12,8 @@
 #   bisect     the full-size shape bisected, without a fault and with the layer-6 story in the kernels (25)
 #   faults     every fault in the kernels planted and named                                            (30)
 #   contracts  the falsifiers of the GPU's contracts, plain and with their faults                      (90)
-#   bench      the full-size shape: prompts, depths, batches
+#   bench      the full-size shape: prompts, depths, batches                                           (90)
+#   serve      the full-size shape behind the server: 1 to 64 streams                                  (40)
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 bin=out/gpu model=/dev/shm/qwen3-30b-a3b.gguf
@@ -114,6 +115,10 @@ for part in "$@"; do
         speed prompt 'prompts' --prompt 512,4096 --generate 0 --depth 0 || status=1
         speed prompt-deep 'a prompt at a depth' --prompt 2048 --generate 0 --depth 32768 || status=1
         speed batch 'streams generated together' --prompt 0 --generate 64 --batch 1,8,32,64 --depth 0,1024 || status=1 ;;
+    serve)
+        full_size
+        evidence bench-serve 'full size: streams of 512 tokens in, 128 out, over HTTP' --model "$model" -- \
+            tools/gpu/serve_speed.py "$bin/tally" "$model" || status=1 ;;
     *) echo "no such part: $part"; exit 2 ;;
     esac
     printf -- '-- %s: %s s\n' "$part" $(($(date +%s) - began))
