@@ -151,6 +151,10 @@ impl Args {
         if self.only.is_empty() {
             work.push(kernels::TWO.iter().filter_map(|name| kernels::named(name)).collect());
         }
+        // Before anything is run: what a kernel does not say any more.
+        for fault in work.iter().flatten() {
+            fault.write(&Edited::new()?.0).map_err(Failure::new)?;
+        }
         let trials = self.side_by_side(&work, |faults| self.planted_together(faults))?;
         Ok(trials.into_iter().flatten().collect())
     }
