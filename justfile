@@ -42,3 +42,14 @@ screenshots:
     cargo test -p report --release --test browser -- --ignored pictures
     base64 -d target/tmp/story-light.png.base64 > docs/report-light.png
     base64 -d target/tmp/story-dark.png.base64 > docs/report-dark.png
+
+# The README's pictures of the server's page, by Chromium.
+serve-screenshots:
+    cargo test -p server --release --test page -- --ignored pictures
+    base64 -d target/tmp/serve-light.png.base64 > docs/serve-light.png
+    base64 -d target/tmp/serve-dark.png.base64 > docs/serve-dark.png
+
+# 64 clients on the server for ten minutes, and whether anything changes under it.
+load *args:
+    cargo build --release
+    python3 tools/load/load.py target/release/tally {{args}}

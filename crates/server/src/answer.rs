@@ -261,7 +261,9 @@ impl Choice {
                 }
                 Some(Event::End(finish, checksum)) => {
                     self.end(finish).await;
-                    if let (Some((question, tokens)), Some(verifier)) = (verification.take(), &service.verifier) {
+                    if let (Some((question, tokens)), Some(verifier)) =
+                        (verification.take(), &service.verifier)
+                    {
                         let outcome = Outcome { tokens, finish, checksum };
                         tokio::spawn(verifier.clone().compare(question, outcome));
                     }

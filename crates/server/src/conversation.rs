@@ -93,12 +93,10 @@ impl Service {
         let tail = generation.prompt.len().saturating_sub(8);
         let tail = self.tokenizer().decode(&generation.prompt[tail..]).unwrap_or_default();
         let begins_in_reasoning = template.reasons && tail.trim_end().ends_with(tag::THINK);
-        if let Some((grammar, field)) = held(&chat, template)? {
-            let since = match grammar {
-                (_, Since::Start) if begins_in_reasoning => Since::Once(tag::END_THINK),
-                (_, ref since) => since.clone(),
-            };
-            generation.grammar = Some((grammar.0, since));
+        if let Some(Held { grammar, since, field }) = held(&chat, template)? {
+            let after_reasoning = since == Since::Start && begins_in_reasoning;
+            let since = if after_reasoning { Since::Once(tag::END_THINK) } else { since };
+            generation.grammar = Some((grammar, since));
             generation.grammar_field = field;
         }
         let tools = if chat.choice == ToolChoice::None { Tools::default() } else { Tools(chat.tools) };
@@ -108,31 +106,40 @@ impl Service {
     }
 }
 
-/// What the answer is held to, since when, and the field of the request that says so.
-fn held(chat: &Chat, template: &Template) -> Result<Option<((Grammar, Since), &'static str)>, ApiError> {
+/// What an answer is held to.
+struct Held {
+    grammar: Grammar,
+    since: Since,
+    /// The field of the request that says so.
+    field: &'static str,
+}
+
+fn held(chat: &Chat, template: &Template) -> Result<Option<Held>, ApiError> {
     let all: Vec<&Tool> = chat.tools.iter().collect();
     let several = if chat.parallel { Whole::Calls } else { Whole::Call };
     let lark =
         |tools: &[&Tool], whole, or: Option<&Json>| Grammar::Lark(calls(tools, template.calls, whole, or));
-    let none_to_call =
-        || ApiError::invalid("tool_choice", "tool_choice demands a call, and there are no tools");
+    let held = |grammar, since, field| Some(Held { grammar, since, field });
     Ok(match (&chat.choice, &chat.format) {
-        (ToolChoice::Required, _) if all.is_empty() => return Err(none_to_call()),
-        (ToolChoice::Required, _) => Some(((lark(&all, several, None), Since::Start), "tools")),
+        (ToolChoice::Required, _) if all.is_empty() => {
+            let message = "tool_choice demands a call, and there are no tools";
+            return Err(ApiError::invalid("tool_choice", message));
+        }
+        (ToolChoice::Required, _) => held(lark(&all, several, None), Since::Start, "tools"),
         (ToolChoice::Named(name), _) => {
             let Some(tool) = chat.tools.iter().find(|tool| tool.name == *name) else {
                 let message = format!("tool_choice names {name:?}, which is none of the tools");
                 return Err(ApiError::invalid("tool_choice", message));
             };
-            Some(((lark(&[tool], Whole::Call, None), Since::Start), "tools"))
+            held(lark(&[tool], Whole::Call, None), Since::Start, "tools")
         }
         (ToolChoice::Auto, Some(Grammar::Schema(schema))) if !all.is_empty() => {
-            Some(((lark(&all, several, Some(schema)), Since::Start), "response_format"))
+            held(lark(&all, several, Some(schema)), Since::Start, "response_format")
         }
-        (_, Some(format)) => Some(((format.clone(), Since::Start), "response_format")),
+        (_, Some(format)) => held(format.clone(), Since::Start, "response_format"),
         // Strict tools are free to be called or not; a call that begins is held to the schemas.
         (ToolChoice::Auto, None) if all.iter().any(|tool| tool.strict) => {
-            Some(((lark(&all, Whole::RestOfCall, None), Since::Each(tag::CALL)), "tools"))
+            held(lark(&all, Whole::RestOfCall, None), Since::Each(tag::CALL), "tools")
         }
         _ => None,
     })

@@ -166,10 +166,9 @@ impl Matcher {
             State::Free(tail) => {
                 let (Since::Once(word) | Since::Each(word)) = self.since else { return Ok(false) };
                 tail.extend_from_slice(self.tokenizer.token_bytes(token).unwrap_or_default());
-                if let Some(at) = find(tail, word.as_bytes()) {
-                    // A token may go on beyond the word: then the grammar begins with the next, and a parser takes what
-                    // was written between.
-                    let _ = at;
+                // The words are tokens of their own in the vocabularies of the models that know them; what a longer token
+                // spells beyond the word stands before the grammar.
+                if tail.windows(word.len()).any(|window| window == word.as_bytes()) {
                     self.state = State::Held;
                 } else {
                     let keep = tail.len().saturating_sub(word.len());
@@ -193,6 +192,87 @@ impl Matcher {
     }
 }
 
-fn find(text: &[u8], word: &[u8]) -> Option<usize> {
-    text.windows(word.len()).position(|window| window == word)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A vocabulary of bytes with `<|endoftext|>` 297, `<|im_start|>` 298, `<|im_end|>` 299.
+    fn grammars() -> Grammars {
+        let mut shape = synth::Shape::named("tiny-moe").expect("a name that is known");
+        shape.config.vocab = 300;
+        let tokenizer = Tokenizer::from_metadata(&synth::metadata(&shape, 1)).expect("a valid vocabulary");
+        Grammars::new(Arc::new(tokenizer)).expect("a small vocabulary")
+    }
+
+    /// The bytes that may come next, those that are ASCII; `$` for the end, `*` for anything.
+    fn next(matcher: &mut Matcher) -> String {
+        let Some(mask) = matcher.mask().expect("in a known state") else { return "*".into() };
+        let bytes = (0u8..128).filter(|&byte| mask.get(byte.into())).map(char::from);
+        bytes.chain(mask.get(299).then_some('$')).collect()
+    }
+
+    /// Writes `text` a byte at a time; whether it ended there, and what may come next.
+    fn check(grammar: &Grammar, since: &Since, text: &str, ended: bool, want: &str) {
+        let mut matcher = grammars().matcher(grammar, since.clone()).expect("a grammar");
+        let mut over = false;
+        for byte in text.bytes() {
+            assert!(!over, "{text} goes on");
+            if let Some(mask) = matcher.mask().expect("in a known state") {
+                assert!(mask.get(byte.into()), "{:?} is not allowed in {text:?}", char::from(byte));
+            }
+            over = matcher.accept(byte.into()).expect("an allowed token");
+        }
+        assert_eq!(over, ended, "{text:?}");
+        if !over {
+            assert_eq!(next(&mut matcher), want, "after {text:?}");
+            assert_eq!(next(&mut matcher.fork()), want, "a fork after {text:?}");
+        }
+    }
+
+    #[test]
+    fn grammars_come_into_force() {
+        let regex = Grammar::Regex("a[bc]+d".into());
+        check(&regex, &Since::Start, "", false, "a");
+        check(&regex, &Since::Start, "ab", false, "bcd");
+        check(&regex, &Since::Start, "abd", true, "");
+        let open = Grammar::Regex("ab?".into());
+        check(&open, &Since::Start, "a", false, "b$");
+        let once = Since::Once("</think>");
+        check(&regex, &once, "anything </thin", false, "*");
+        check(&regex, &once, "anything </think>", false, "a");
+        check(&regex, &once, "</think>abcd", true, "");
+        let each = Since::Each("<x>");
+        check(&regex, &each, "y <x>ab", false, "bcd");
+        check(&regex, &each, "y <x>abd free again <x>", false, "a");
+        check(&regex, &each, "y <x>abd ", false, "*");
+    }
+
+    #[test]
+    fn control_tokens_cannot_be_spelled() {
+        let any = Grammar::Regex("(?s:.*)".into());
+        let mut matcher = grammars().matcher(&any, Since::Start).expect("a grammar");
+        let mask = matcher.mask().expect("at the start").expect("in force");
+        assert!(mask.get(65) && mask.get(299) && !mask.get(298));
+    }
+
+    #[test]
+    fn bad_grammars_are_refused_in_one_line() {
+        for grammar in [
+            Grammar::Regex("(".into()),
+            Grammar::Lark("start: nothing".into()),
+            Grammar::Schema(json!({ "type": 3 })),
+            Grammar::Schema(json!(7)),
+            Grammar::Regex("a".repeat(LONGEST + 1)),
+        ] {
+            match grammars().matcher(&grammar, Since::Start) {
+                Err(error) => {
+                    assert!(!error.to_string().contains('\n') && error.to_string().len() <= 310, "{error}")
+                }
+                // What nothing satisfies may compile: then no token is allowed.
+                Ok(mut matcher) => {
+                    assert!(matcher.mask().is_err() || next(&mut matcher).is_empty(), "{grammar:?}")
+                }
+            }
+        }
+    }
 }

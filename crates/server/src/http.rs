@@ -288,7 +288,9 @@ mod tests {
         let document: Json = serde_json::from_str(plain::OPENAPI).expect("JSON");
         let mut described: Vec<(&str, &str)> = Vec::new();
         for (path, item) in document["paths"].as_object().expect("paths") {
-            described.extend(item.as_object().expect("methods").keys().map(|method| (method.as_str(), path.as_str())));
+            described.extend(
+                item.as_object().expect("methods").keys().map(|method| (method.as_str(), path.as_str())),
+            );
         }
         let mut routes = ROUTES.to_vec();
         described.sort_unstable();
@@ -297,7 +299,9 @@ mod tests {
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
         // References lead somewhere.
         let text = document.to_string();
-        for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| &rest[..rest.find('"').expect("a quote")]) {
+        for reference in
+            text.split("\"$ref\":\"#").skip(1).map(|rest| &rest[..rest.find('"').expect("a quote")])
+        {
             assert!(document.pointer(reference).is_some(), "{reference}");
         }
     }

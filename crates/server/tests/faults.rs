@@ -300,11 +300,7 @@ fn malformed_requests() {
         assert_eq!(anthropics, path.starts_with("/v1/messages"), "{path}: {}", answer.body);
         assert!(!error.contains('\n') && error.len() < 400, "{path}: {error}");
     }
-    assert_eq!(
-        text(&post(&server, "/v1/completions", &healthy(2))).is_empty(),
-        false,
-        "the next request works"
-    );
+    assert!(!text(&post(&server, "/v1/completions", &healthy(2))).is_empty(), "the next request works");
     assert_eq!(metric(&server, "tally_engine_failures_total"), 0.0);
     server.stop();
 }
@@ -339,11 +335,7 @@ fn malformed_connections() {
     let mut slow = open(b"POST / HTTP/1.1\r\nhost: x\r\nx: ");
     let mut rest = Vec::new();
     let _ = slow.read_to_end(&mut rest);
-    assert_eq!(
-        text(&post(&server, "/v1/completions", &healthy(2))).is_empty(),
-        false,
-        "the next request works"
-    );
+    assert!(!text(&post(&server, "/v1/completions", &healthy(2))).is_empty(), "the next request works");
     server.stop();
 }
 
@@ -363,7 +355,7 @@ fn timeouts_and_stopping() {
     });
     until("it runs", || metric(&server, "tally_running") == 1.0);
     server.stop();
-    assert_eq!(text(&running.join().expect("answered")).is_empty(), false);
+    assert!(!text(&running.join().expect("answered")).is_empty());
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
 
     // For so long and no longer.
@@ -393,7 +385,9 @@ fn answers_are_verified() {
     for (what, differs) in [(None, false), (Some(What::Off), true)] {
         let mut both = served(Shape::default(), |cpu| Box::new(cpu));
         let second = served(Shape { blocks: 40, rows: 32 }, move |cpu| match what {
-            Some(what) => Box::new(Faulty { cpu, what, rows: vec![], first_blocks: vec![] }) as Box<dyn Backend>,
+            Some(what) => {
+                Box::new(Faulty { cpu, what, rows: vec![], first_blocks: vec![] }) as Box<dyn Backend>
+            }
             None => Box::new(cpu),
         });
         both.verify = Some((second.factory, 2));

@@ -43,7 +43,8 @@ fn set(chromium: &mut Chromium, id: &str, value: &str) {
 }
 
 const LAST: &str = "document.querySelector('.turn:last-child .text').innerText";
-const DONE: &str = "document.getElementById('stop').hidden && document.querySelectorAll('.turn .about').length > 0";
+const DONE: &str =
+    "document.getElementById('stop').hidden && document.querySelectorAll('.turn .about').length > 0";
 
 #[test]
 fn a_conversation() {
@@ -74,7 +75,10 @@ fn a_conversation() {
     set(&mut chromium, "prompt", "fn main() { let mut text = String::new();");
     let before = metric(&server, "tally_cancelled_total");
     chromium.click("#send");
-    wait(&mut chromium, "document.querySelectorAll('.turn').length === 4 || !document.getElementById('stop').hidden");
+    wait(
+        &mut chromium,
+        "document.querySelectorAll('.turn').length === 4 || !document.getElementById('stop').hidden",
+    );
     if chromium.value("document.getElementById('stop').hidden") == false {
         chromium.click("#stop");
     }
@@ -102,20 +106,32 @@ fn markdown() {
     let Some(mut chromium) = open([900, 700], &server) else { return };
     for (text, want) in [
         ("plain", "<p>plain</p>"),
-        ("a **b** *c* `d<e>` ~~f~~", "<p>a <strong>b</strong> <em>c</em> <code>d&lt;e&gt;</code> <del>f</del></p>"),
+        (
+            "a **b** *c* `d<e>` ~~f~~",
+            "<p>a <strong>b</strong> <em>c</em> <code>d&lt;e&gt;</code> <del>f</del></p>",
+        ),
         ("# A\n\ntext\nmore", "<h3>A</h3><p>text<br>more</p>"),
         ("- a\n- b\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
         ("3. a\n4. b", "<ol start=\"3\"><li>a</li><li>b</li></ol>"),
         ("> a\n> b", "<blockquote><p>a<br>b</p></blockquote>"),
         ("---", "<hr>"),
-        ("|a|b|\n|-|-|\n|1|2|", "<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr></tbody></table>"),
+        (
+            "|a|b|\n|-|-|\n|1|2|",
+            "<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr></tbody></table>",
+        ),
         // Whatever looks like markup stays text, and only web addresses become links.
         ("<img src=x onerror=alert(1)>", "<p>&lt;img src=x onerror=alert(1)&gt;</p>"),
         ("[x](javascript:alert(1))", "<p>[x](javascript:alert(1))</p>"),
-        ("[x](https://a.example)", "<p><a href=\"https://a.example\" rel=\"noopener noreferrer\" target=\"_blank\">x</a></p>"),
+        (
+            "[x](https://a.example)",
+            "<p><a href=\"https://a.example\" rel=\"noopener noreferrer\" target=\"_blank\">x</a></p>",
+        ),
         ("snake_case_name and 2 * 3 * 4", "<p>snake_case_name and 2 * 3 * 4</p>"),
     ] {
-        let shown = format!("(() => {{ const d = document.createElement('div'); d.append(markdown({})); return d.innerHTML }})()", Json::from(text));
+        let shown = format!(
+            "(() => {{ const d = document.createElement('div'); d.append(markdown({})); return d.innerHTML }})()",
+            Json::from(text)
+        );
         assert_eq!(chromium.value(&shown), want, "{text}");
     }
     let fence = "markdown('```rust\\nfn f() {}\\n```').querySelector('code').outerHTML";

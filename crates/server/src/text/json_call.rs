@@ -48,7 +48,7 @@ pub(super) fn probe(text: &str, ended: bool) -> Probe {
         let Ok(key) = serde_json::from_str::<String>(&rest[..end]) else { return Probe::No };
         at += end;
         at += space(&text[at..]);
-        match text[at..].as_bytes().first() {
+        match text.as_bytes().get(at) {
             None => return more,
             Some(b':') => at += 1,
             Some(_) => return Probe::No,
@@ -73,7 +73,7 @@ pub(super) fn probe(text: &str, ended: bool) -> Probe {
         }
         at += end;
         at += space(&text[at..]);
-        match text[at..].as_bytes().first() {
+        match text.as_bytes().get(at) {
             None => return more,
             Some(b',') => at += 1,
             Some(b'}') => {}

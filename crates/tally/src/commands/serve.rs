@@ -211,7 +211,8 @@ impl Args {
             tracing::info!(device = %placed.device, facts = %placed.facts, context = request.context, "loaded");
             Ok::<Box<dyn Backend>, String>(placed.backend)
         };
-        let verify = self.capacity.verify.map(|every| (self.second(&request_again, loaded), u64::from(every)));
+        let verify =
+            self.capacity.verify.map(|every| (self.second(&request_again, loaded), u64::from(every)));
         let source = loaded.metadata().opt_str("tokenizer.chat_template")?.unwrap_or_default().to_owned();
         Ok(Served {
             name: self.shown_name(),
