@@ -122,6 +122,7 @@ for part in "$@"; do
     *) echo "no such part: $part"; exit 2 ;;
     esac
     printf -- '-- %s: %s s\n' "$part" $(($(date +%s) - began))
+    # After each part: what is there when time runs out comes back, too.
+    flock "$out/lock" tar -cf "$results/evidence.tar" -C "$out" evidence logs
 done
-flock "$out/lock" tar -cf "$results/evidence.tar" -C "$out" evidence logs
 exit $status
