@@ -16,7 +16,6 @@
 constexpr u32 WARPGROUP = 128, READERS = 2, COLUMNS = 64, TILES = 2 * READERS;
 constexpr u32 THREADS = (READERS + 1) * WARPGROUP;
 // Registers of a thread: of who copies and of who multiplies. At the start all have the same share of the 64 Ki.
-// Registers of a thread: of who copies and of who multiplies. At the start all have the same share of the 64 Ki.
 constexpr u32 COPIER_REGISTERS = 56, READER_REGISTERS = 224;
 
 #if HAS_WGMMA
@@ -28,6 +27,7 @@ struct Columns {
     f32 scale[COLUMNS];
 };
 constexpr u32 ATOM = 1024, MAX_STAGES = 8;
+static_assert(sizeof(Columns) % 16 == 0, "tiles follow");
 
 // The products of a warpgroup's 64 rows, on their way out.
 struct Outputs {
@@ -37,10 +37,10 @@ struct Outputs {
     // Lanes of a warp have eight rows of four pairs of columns: no two meet in a bank.
     __device__ __forceinline__ f32& at(u32 column, u32 row) { return value[column][row ^ column / 2 % 4 * 8]; }
 };
-static_assert(sizeof(Columns) % 16 == 0, "tiles follow");
 
 __device__ __forceinline__ u32 up_to(u32 n, u32 multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Dynamic shared memory, and where a thread stands in it.
 struct Ring {
     u64 *full, *free;  // barriers [stages]
     Outputs* outputs;  // [READERS]

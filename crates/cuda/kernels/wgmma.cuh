@@ -67,10 +67,11 @@ struct Panel64 {
 
 #define C4(i) "+r"(c[i]), "+r"(c[i + 1]), "+r"(c[i + 2]), "+r"(c[i + 3])
 #define C8(i) C4(i), C4(i + 4)
-// %k and the next are A's registers, then the descriptor, then whether to add to C.
-#define WGMMA(N, A_TYPE, C_TEXT, A_TEXT, ...)                                                                          \
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, " A_TEXT "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." A_TYPE      \
-                 ".s8 {" C_TEXT "p; }"                                                                                 \
+// An asm statement numbers its operands: C's registers, A's four, B's descriptor, whether to add to C. So each width spells
+// its own numbers; OPERANDS is all but the last, ADD the test of that one.
+#define WGMMA(N, A_TYPE, OPERANDS, ADD, ...)                                                                          \
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, " ADD "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." A_TYPE      \
+                 ".s8 {" OPERANDS "p; }"                                                                                 \
                  : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor), "r"((u32)add))
 #define WGMMA_16(T) WGMMA(16, T, "%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, ", "%13, 0; ", C8(0))
 #define WGMMA_32(T) WGMMA(32, T, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, ",     \
