@@ -144,6 +144,8 @@ fn a_little_of_everything() {
     let setup = setup().expect("the test that runs this one has looked");
     let model = fused(&shape(false, true, 4, 64), 9, 0);
     checks::sequence("a little", &model, &setup, &[70, 1, 1, 2], lockstep);
+    // A row that nobody observes takes fewer launches.
+    checks::sequence("a little, unobserved", &model, &setup, &[5, 1, 1], plain);
 }
 
 /// A fault: the kernels' file, a text in it, what stands there instead, and what the run has to say.
