@@ -124,13 +124,24 @@ impl Metrics {
         }
     }
 
-    /// A step of `decoding` rows that decode and `prompt` rows of prompts.
-    pub(crate) fn step(&self, decoding: usize, prompt: usize, elapsed: Duration) {
+    /// A step with `prompt` rows of prompts.
+    pub(crate) fn step(&self, prompt: usize, elapsed: Duration) {
         self.step.observe(elapsed.as_secs_f64());
-        // `usize` is at most 64 bits wide.
+        // `usize` is at most 64 bits wide, here and below.
         self.rows_prompt.inc_by(prompt as u64);
-        self.generated_tokens.inc_by(decoding as u64);
-        self.rate.add(decoding as u64, prompt as u64);
+        self.rate.add(0, prompt as u64);
+    }
+
+    /// A sequence was admitted, with so many tokens of its prompt in the cache.
+    pub(crate) fn begun(&self, prompt: usize, cached: usize) {
+        self.prompt_tokens.inc_by(prompt as u64);
+        self.cached_tokens.inc_by(cached as u64);
+    }
+
+    /// So many tokens were generated.
+    pub(crate) fn generated(&self, tokens: usize) {
+        self.generated_tokens.inc_by(tokens as u64);
+        self.rate.add(tokens as u64, 0);
     }
 
     /// How the engine is loaded.

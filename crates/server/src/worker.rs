@@ -249,6 +249,8 @@ impl Worker {
                 Err(panic) => break message(&*panic),
             }
         };
+        // Before anybody hears of it: who then asks again is told to wait.
+        self.shared.set_health(Health::Loading);
         (scheduler.dissolve(&JobError::Engine(outcome.clone())), Err(outcome))
     }
 

@@ -41,3 +41,31 @@ fn whole_and_streamed() {
     assert_eq!(get(&server, "/health").json()["status"], "ok");
     server.stop();
 }
+
+/// The beginning of a conversation is found again, whatever was asked in between.
+#[test]
+fn beginnings_are_kept() {
+    let server = start();
+    let turn = |role: &str, content: String| json!({ "role": role, "content": content });
+    let long = "use std::fmt;\n".repeat(40);
+    let ask = |messages: Json| {
+        let answer = post(&server, "/v1/chat/completions", &body(json!({ "messages": messages }))).json();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+        let prompt = answer["usage"]["prompt_tokens"].as_u64().expect("a number");
+        (answer["choices"][0]["message"]["content"].as_str().expect("text").to_owned(), prompt, cached)
+    };
+    let first = json!([turn("user", long.clone())]);
+    let (text, prompt, cached) = ask(first.clone());
+    assert_eq!(cached, 0);
+    // Side requests, as agents send them.
+    for i in 0..20 {
+        ask(json!([turn("user", format!("title {i} ").repeat(30))]));
+    }
+    let (again, _, cached) = ask(first);
+    assert_eq!(again, text, "the same bits from the cache");
+    assert_eq!(cached, (prompt - 1) / 64 * 64);
+    let (_, more, cached) =
+        ask(json!([turn("user", long), turn("assistant", text), turn("user", "go on".into())]));
+    assert!(cached >= (prompt - 1) / 64 * 64 && cached < more, "{cached} of {more}");
+    server.stop();
+}

@@ -83,7 +83,8 @@ impl Chromium {
             }
         });
         let events = VecDeque::new();
-        let mut chromium = Chromium { process, to, from, events, last: 0, session: String::new(), profile, home: None };
+        let mut chromium =
+            Chromium { process, to, from, events, last: 0, session: String::new(), profile, home: None };
         let target = chromium.call("Target.createTarget", json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let session = chromium.call("Target.attachToTarget", attach);

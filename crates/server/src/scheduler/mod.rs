@@ -156,9 +156,9 @@ impl<B: Backend> Scheduler<B> {
                 break;
             }
             sequence.published = cached;
-            sequence.begin(cached * BLOCK);
-            self.shared.metrics.prompt_tokens.inc_by(sequence.tokens.len() as u64); // exact: at most 64 bits
-            self.shared.metrics.cached_tokens.inc_by((cached * BLOCK) as u64);
+            if sequence.begin(cached * BLOCK) {
+                self.shared.metrics.begun(sequence.tokens.len(), cached * BLOCK);
+            }
             let at = self.running.partition_point(|other| other.number < sequence.number);
             self.running.insert(at, sequence);
         }
@@ -223,7 +223,7 @@ impl<B: Backend> Scheduler<B> {
         if !step.logits.is_empty() {
             self.pace.observe(prompt, decoding, elapsed);
         }
-        self.shared.metrics.step(decoding, prompt, elapsed);
+        self.shared.metrics.step(prompt, elapsed);
         self.take(parts, step.logits.len())
     }
 
@@ -292,7 +292,9 @@ impl<B: Backend> Scheduler<B> {
         // Logits that are numbers vouch for the keys and values that they were computed from.
         let Sequence { table, tokens, computed, published, .. } = &mut sequence;
         *published = self.cache.publish(table, &tokens[..*computed], *published);
-        match sequence.accept(chosen, context) {
+        let (before, accepted) = (sequence.tokens.len(), sequence.accept(chosen, context));
+        self.shared.metrics.generated(sequence.tokens.len() - before);
+        match accepted {
             Ok(None) => return Some(sequence),
             Ok(Some(finish)) => {
                 sequence.end(finish);

@@ -62,14 +62,15 @@ impl Sequence {
         self.job.prompt_logprobs.is_some() && self.generated() == 0
     }
 
-    /// Its turn has come, with the keys and values of `cached` tokens there.
-    pub(crate) fn begin(&mut self, cached: usize) {
+    /// Its turn has come, with the keys and values of `cached` tokens there; whether that is the first time.
+    pub(crate) fn begin(&mut self, cached: usize) -> bool {
         self.computed = cached;
         self.job.ticket = None;
-        if !self.begun {
-            self.begun = true;
+        let first = !std::mem::replace(&mut self.begun, true);
+        if first {
             self.send(Event::Begun { cached });
         }
+        first
     }
 
     /// The next `count` rows, of sequence `index` of a step.

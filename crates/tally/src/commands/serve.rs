@@ -23,6 +23,8 @@ use crate::{clock, source};
 
 /// Positions of the context, where the model has more.
 const CONTEXT: usize = 32_768;
+/// How often it is looked whether to end.
+const LOOK: Duration = Duration::from_millis(50);
 /// What clients call the model that ships.
 const SHIPPED: &str = "tally-rust";
 /// Names by which a server on this machine is asked.
@@ -156,19 +158,18 @@ impl Args {
             Server::start(listener, served, self.options(keys, address.ip())).map_err(Failure::new)?;
         // For whoever started it on any free port: the address is told before the model is loaded.
         device::note(format_args!("{} at http://{}", self.shown_name(), server.address()));
-        if !server.wait_until_ready(Duration::MAX) {
-            return Err(Failure::new(
-                server.trouble().unwrap_or_else(|| "the model cannot be loaded".into()),
-            ));
-        }
-        device::note(format_args!("ready"));
+        let mut told = false;
         while !stop.requested() {
-            thread::sleep(Duration::from_millis(50));
             if server.is_dead() {
                 let why = server.trouble().unwrap_or_default();
                 server.stop();
                 return Err(Failure::new(format!("the engine failed: {why}")));
             }
+            if !told && server.wait_until_ready(LOOK) {
+                device::note(format_args!("ready"));
+                told = true;
+            }
+            thread::sleep(LOOK);
         }
         device::note(format_args!("stopping"));
         server.stop();
