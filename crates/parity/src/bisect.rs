@@ -11,13 +11,14 @@ use crate::explain::explain;
 use crate::fingerprint;
 use crate::judge::Judge;
 use crate::localise::{Localised, first_wrong, localise};
-use crate::pair::{Capture, Engine, Forcing, Found, Side, Walk, walk};
+use crate::pair::{Capture, Forcing, Found, Walk, walk};
 use crate::place::Place;
 use crate::report::{
     self, Cell, Class, Finding, LayerTypes, Outcome, Report, RunFacts, SideFacts, Skipped, Status,
 };
 use crate::reproduction::Reproduction;
 use crate::scenario::{Limits, Scenario};
+use crate::side::{Engine, Side};
 use crate::verdict;
 
 /// Why there is no verdict.

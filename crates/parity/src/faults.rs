@@ -20,9 +20,9 @@ pub use list::all;
 
 use crate::bisect::{BisectError, Bisection, Options, bisect};
 use crate::hooked::{Hook, Hooked};
-use crate::pair::Side;
 use crate::report::{Class, Report};
 use crate::scenario::Scenario;
+use crate::side::Side;
 
 /// The model that a fault is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

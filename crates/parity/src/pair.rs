@@ -10,94 +10,14 @@ use model::{Backend, Buffer, Fault, Model, Site, Stage, Step, forward};
 
 use crate::bisect::BisectError;
 use crate::distribution::Distributions;
-use crate::dump::Arithmetic;
 use crate::judge::{Judge, near_ties};
 use crate::place::Place;
-use crate::player::{Look, Player};
+use crate::player::Look;
 use crate::report::{Bound, Cell, Figures, Status};
 use crate::routing::Routing;
+use crate::side::Side;
 use crate::stats::{Comparison, Finiteness};
 use crate::trace::pick;
-
-/// One side of a comparison.
-pub struct Side<'a> {
-    /// What it is called: a device, or `dump:DIR`.
-    pub name: String,
-    /// Its rules.
-    pub arithmetic: Arithmetic,
-    /// What runs, or has run.
-    pub engine: Engine<'a>,
-}
-
-/// What runs, or has run.
-pub enum Engine<'a> {
-    /// A backend whose whole cache may be used.
-    Live(&'a mut dyn Backend),
-    /// A dump.
-    Dump(&'a mut Player),
-}
-
-impl<'a> Side<'a> {
-    /// A backend that follows Tally's rules with these activations (`a16`, `a8`).
-    pub fn live(name: &str, activations: &str, backend: &'a mut dyn Backend) -> Side<'a> {
-        let arithmetic = Arithmetic::Tally { activations: activations.into() };
-        Side { name: name.into(), arithmetic, engine: Engine::Live(backend) }
-    }
-
-    /// Whether it is a dump.
-    pub fn is_dump(&self) -> bool {
-        matches!(self.engine, Engine::Dump(_))
-    }
-
-    fn fail(&self) -> impl FnOnce(Fault) -> BisectError + use<> {
-        let side = self.name.clone();
-        move |source| BisectError::Side { side, source }
-    }
-
-    fn begin(&mut self, index: usize, step: &Step) -> Result<(), BisectError> {
-        let fail = self.fail();
-        match &mut self.engine {
-            Engine::Live(backend) => backend.begin(step).map_err(fail),
-            Engine::Dump(player) => Ok(player.begin(index)?),
-        }
-    }
-
-    fn run(&mut self, site: Site) -> Result<(), BisectError> {
-        let fail = self.fail();
-        match &mut self.engine {
-            Engine::Live(backend) => backend.run(site).map_err(fail),
-            Engine::Dump(player) => {
-                player.run(site);
-                Ok(())
-            }
-        }
-    }
-
-    fn look(&mut self, buffer: Buffer) -> Result<Look, BisectError> {
-        let fail = self.fail();
-        match &mut self.engine {
-            Engine::Live(backend) => backend.read(buffer).map(Look::Whole).map_err(fail),
-            Engine::Dump(player) => Ok(player.look(buffer)),
-        }
-    }
-
-    /// Gives a backend a buffer; a dump takes none, and says so by `false`.
-    fn give(&mut self, buffer: Buffer, values: &[f32]) -> Result<bool, BisectError> {
-        let fail = self.fail();
-        match &mut self.engine {
-            Engine::Live(backend) => backend.write(buffer, values).map_err(fail).map(|()| true),
-            Engine::Dump(_) => Ok(false),
-        }
-    }
-
-    /// Whether the inside of stages can be read while `on`; of a dump it is there or it is not.
-    pub(crate) fn observe(&mut self, on: bool) -> bool {
-        match &mut self.engine {
-            Engine::Live(backend) => backend.observe(on),
-            Engine::Dump(player) => player.dump().manifest.inside,
-        }
-    }
-}
 
 /// Which inputs the right is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

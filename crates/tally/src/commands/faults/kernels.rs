@@ -68,6 +68,12 @@ const fn local(stage: Stage, layer: usize, tensors: &'static [&'static str]) -> 
 /// Right as long as somebody looks on: then other kernels run, which keep what goes on inside the experts.
 const UNOBSERVED: Expected = Expected::new(Stage::Head, None, Kind::State(Scenario::Unobserved), &[]);
 
+/// How a block's minima enter a term, rightly and wrongly.
+const MINIMA: [&str; 2] = [
+    "if constexpr (HAS_MINIMUM<T>) term = __fsub_rn(term,",
+    "if constexpr (HAS_MINIMUM<T>) term = __fadd_rn(term,",
+];
+
 /// Every fault, the layer-6 story first. Made for [`parity::faults::Host::Mixed`], whose tensors part in layer 2.
 pub(super) const ALL: &[KernelFault] = &[
     KernelFault {
@@ -109,11 +115,11 @@ pub(super) const ALL: &[KernelFault] = &[
     KernelFault {
         name: "kernel-minima-added",
         what: "minima added where they are to be subtracted, in prompts",
-        edits: &[edit(
-            "product_blocks.cuh",
-            "if constexpr (HAS_MINIMUM<T>) term = __fsub_rn(term,",
-            "if constexpr (HAS_MINIMUM<T>) term = __fadd_rn(term,",
-        )],
+        edits: &[
+            edit("product_blocks.cuh", MINIMA[0], MINIMA[1]),
+            edit("product_few.cuh", MINIMA[0], MINIMA[1]),
+            edit("product_many.cu", MINIMA[0], MINIMA[1]),
+        ],
         expected: local(Stage::Qkv, 0, &["attn_q", "attn_k"]),
     },
     KernelFault {
