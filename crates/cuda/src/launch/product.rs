@@ -258,12 +258,12 @@ impl Cuda {
         epilogue: Epilogue,
     ) -> Result<(), Error> {
         let (quantised, float): (Vec<_>, Vec<_>) = list.iter().partition(|(w, _)| is_quantised(w));
-        if let Columns::Rows(rows) = x.columns
-            && !quantised.is_empty()
-            && self.streamed(&quantised, Streamed::Rows(x.fixed, rows), epilogue)?
-        {
-            // Done.
-        } else if !quantised.is_empty() {
+        let done = match x.columns {
+            _ if quantised.is_empty() => true,
+            Columns::Rows(rows) => self.streamed(&quantised, Streamed::Rows(x.fixed, rows), epilogue)?,
+            Columns::Pairs { .. } => false,
+        };
+        if !done {
             self.quantised_products(&quantised, x, epilogue)?;
         }
         float.iter().try_for_each(|(w, out)| self.float_product(w, *out, x, epilogue))
