@@ -43,7 +43,10 @@ def figures(output):
     found = re.findall(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", output)
     sums = [sum(map(int, column)) for column in zip(*found)] or [0, 0, 0]
     failed = re.findall(r"^test (\S+) \.\.\. FAILED$", output, re.MULTILINE)
-    return {"passed": sums[0], "failed": sums[1], "ignored": sums[2], "failures": failed}
+    # How much of each side's logits are numbers, which a test says before it judges.
+    said = re.findall(r"^(?:test \S+ \.\.\. )?(\S+: total \d+, finite .*)$", output, re.MULTILINE)
+    result = {"passed": sums[0], "failed": sums[1], "ignored": sums[2], "failures": failed}
+    return result | ({"logits": said} if said else {})
 
 
 def hash_file(path):
