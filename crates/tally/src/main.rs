@@ -2,6 +2,7 @@
 
 mod activations;
 mod answer;
+mod capture;
 mod clock;
 mod commands;
 mod compared;

@@ -1,12 +1,13 @@
 //! `tally serve` as a process: what it refuses, what it answers, and how it ends.
 
+mod models;
 mod process;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
-use process::{command, tally};
+use process::{Directory, command, tally};
 
 /// A server that is ready, at a port of its own.
 struct Served {
@@ -94,7 +95,7 @@ fn it_answers_and_ends() {
 
 #[test]
 fn keys_from_a_file_open_other_addresses() {
-    let folder = process::Directory::new();
+    let folder = Directory::new();
     let file = folder.file("keys.txt");
     std::fs::write(&file, "# who may ask\nsesame\n\nopen\n").expect("writable");
     let served =
@@ -110,4 +111,37 @@ fn keys_from_a_file_open_other_addresses() {
     let statuses: Vec<_> = lines.iter().filter_map(|line| line["status"].as_u64()).collect();
     assert_eq!(statuses, [401, 200, 200], "{log}");
     assert!(!log.contains("sesame") && !log.contains("open\""), "no key is logged: {log}");
+}
+
+/// A model with a NaN among its weights: the request fails, is written down, and fails again where it did.
+#[test]
+fn a_capture_is_replayed() {
+    let directory = Directory::new();
+    let model = models::tiny(&directory, "m.gguf", false);
+    models::break_a_scale(&model);
+    let captures = directory.file("captures");
+    let served = serve(&[&model, "--captures", &captures]);
+    let body = r#"{"prompt": "x y z", "max_tokens": 4}"#;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: one";
+    let answer = ask(&served, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
+    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("numeric_fault"), "{answer}");
+    assert!(answer.contains("blk.1.attn_out.x") && answer.contains("x-request-id: one"), "{answer}");
+    assert_eq!(served.signal("TERM").0, Some(0));
+
+    let capture = format!("{captures}/one.json");
+    let replay = || tally(["replay", &capture, "--model", &model]);
+    replay().hinted().fails(3, "blk.1.attn_out.x has NaN at index");
+    let shipped = tally(["replay", &capture]).ok();
+    assert!(shipped.contains("all values are numbers (then: blk.1.attn_out.x)"), "{shipped}");
+    for (text, message) in [
+        ("{", "no JSON"),
+        ("{}", "`format` and `version`"),
+        (r#"{"format": "tally-capture", "version": 2}"#, "`format` and `version`"),
+        (r#"{"format": "tally-capture", "version": 1, "tokens": [-1]}"#, "`tokens`"),
+        (r#"{"format": "tally-capture", "version": 1, "tokens": []}"#, "`tokens`"),
+        (r#"{"format": "tally-capture", "version": 1, "tokens": [4000000]}"#, "outside the vocabulary"),
+    ] {
+        std::fs::write(&capture, text).expect("writable");
+        replay().fails(1, message);
+    }
 }

@@ -1,10 +1,12 @@
-//! `tally replay`: the stage that a bisection cut out, run alone.
+//! `tally replay`: the stage that a bisection cut out, run alone; or a request whose numbers went wrong in a server, computed
+//! again.
 
 use std::path::PathBuf;
 
 use parity::Reproduction;
 use serde_json::json;
 
+use crate::capture::Capture;
 use crate::device::Device;
 use crate::failure::Failure;
 use crate::output;
@@ -15,17 +17,23 @@ Examples:
   tally replay out/reproduction.safetensors --device cuda
   tally replay out/reproduction.safetensors --device cpu           the side that was held to be right
 
-The file has all that is needed: the stage, its inputs, the weights concerned, what was expected and what came. No model
-is loaded.
+  tally replay captures/req_1.json --model model.gguf              a request that `tally serve --captures` wrote down
 
-Exit codes: 0 what was expected came; 4 it did not; 1 something failed; 2 wrong usage.";
+A reproduction has all that is needed: the stage, its inputs, the weights concerned, what was expected and what came.
+A capture has the tokens of a request, and needs its model: it is computed again, and the first value that is no number is
+named.
+
+Exit codes: 0 what was expected came, or all values are numbers; 3 NaN or infinity; 4 something else came; 1 something failed; 2 wrong usage.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The file that `tally bisect --out` wrote.
+    /// The file that `tally bisect --out` wrote, or `tally serve --captures`.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// The model of a capture; without one, the small one that ships.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
     /// Where to run: cpu, cpu-scalar, cuda, cuda:N, emulated or oracle.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
@@ -38,6 +46,9 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        if let Some(capture) = Capture::read(&self.file)? {
+            return capture.replay(&self.model, &self.compute, self.device, self.json);
+        }
         let reproduction = Reproduction::read(&self.file)?;
         let context = reproduction.context();
         let mut failed = None;
