@@ -210,21 +210,27 @@ impl<B: Backend> Scheduler<B> {
 
     /// Runs a step of `parts`, and hands out what comes of it.
     fn compute(&mut self, parts: &[Part]) -> Result<(), Fault> {
-        let start = Instant::now();
-        let step = self.step(parts);
-        forward(&mut self.backend, &step)?;
-        if !step.logits.is_empty() {
-            // A backend may run behind its host: the step is over when its logits are there.
-            self.backend.logits()?;
-        }
+        let (start, step) = (Instant::now(), self.step(parts));
+        let (vocab, context) = (self.backend.model().config.vocab, self.context());
         let decoding = parts.iter().filter(|part| part.rows == 1 && part.logits == 1).count();
         let prompt = step.rows.len() - decoding;
+        forward(&mut self.backend, &step)?;
+        // Asked for once: it may be a copy from a device, which may run behind its host until then.
+        let logits = if step.logits.is_empty() { &[] } else { self.backend.logits()? };
         let elapsed = start.elapsed();
-        if !step.logits.is_empty() {
+        if !logits.is_empty() {
             self.pace.observe(prompt, decoding, elapsed);
         }
         self.shared.metrics.step(prompt, elapsed);
-        self.take(parts, step.logits.len())
+        let mut outcomes = outcomes(&mut self.running, parts, logits, vocab).into_iter();
+        for sequence in std::mem::take(&mut self.running) {
+            let on = match outcomes.next().flatten() {
+                Some(outcome) => self.settle(sequence, outcome, context),
+                None => Some(sequence),
+            };
+            self.running.extend(on);
+        }
+        Ok(())
     }
 
     fn step(&self, parts: &[Part]) -> Step {
@@ -238,45 +244,6 @@ impl<B: Backend> Scheduler<B> {
             step.logits.extend(end - part.logits as u32..end);
         }
         step
-    }
-
-    /// Chooses tokens by the step's logits, in all `rows` rows of them.
-    fn take(&mut self, parts: &[Part], rows: usize) -> Result<(), Fault> {
-        let vocab = self.backend.model().config.vocab;
-        let logits = if rows > 0 { self.backend.logits()? } else { &[] };
-        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-        outcomes.resize_with(self.running.len(), || None);
-        let mut work = Vec::new();
-        let mut slots: Vec<Option<&mut Sequence>> = self.running.iter_mut().map(Some).collect();
-        let mut row = 0;
-        for part in parts {
-            let sequence = slots[part.index].take().expect("a sequence has one part of a step");
-            work.push((part, sequence, &logits[row * vocab..(row + part.logits) * vocab]));
-            row += part.logits;
-        }
-        let choose = |(part, sequence, logits): (&Part, &mut Sequence, &[f32])| {
-            (part.index, Outcome::of(part, sequence, logits, vocab))
-        };
-        let chosen: Vec<_> = if logits.len() >= MANY_LOGITS {
-            work.into_par_iter().map(choose).collect()
-        } else {
-            work.into_iter().map(choose).collect()
-        };
-        chosen.into_iter().for_each(|(index, outcome)| outcomes[index] = Some(outcome));
-        let context = self.context();
-        let mut index = 0;
-        self.running = std::mem::take(&mut self.running)
-            .into_iter()
-            .filter_map(|sequence| {
-                let outcome = outcomes[index].take();
-                index += 1;
-                match outcome {
-                    Some(outcome) => self.settle(sequence, outcome, context),
-                    None => Some(sequence),
-                }
-            })
-            .collect();
-        Ok(())
     }
 
     /// Goes on with `sequence`, or ends it.
@@ -346,6 +313,32 @@ impl<B: Backend> Scheduler<B> {
     fn tell(&self) {
         self.shared.metrics.load(self.running.len(), self.waiting.len(), &self.cache);
     }
+}
+
+/// What a step of `parts` meant for each of `running`; none for those that it did not touch. `logits`: `[R, V]`, in the order
+/// of the parts.
+fn outcomes(running: &mut [Sequence], parts: &[Part], logits: &[f32], vocab: usize) -> Vec<Option<Outcome>> {
+    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+    outcomes.resize_with(running.len(), || None);
+    let mut sequences: Vec<Option<&mut Sequence>> = running.iter_mut().map(Some).collect();
+    let mut row = 0;
+    let work = parts.iter().map(|part| {
+        let sequence = sequences[part.index].take().expect("a sequence has one part of a step");
+        let logits = &logits[row * vocab..(row + part.logits) * vocab];
+        row += part.logits;
+        (part, sequence, logits)
+    });
+    let work: Vec<(&Part, &mut Sequence, &[f32])> = work.collect();
+    let choose = |(part, sequence, logits): (&Part, &mut Sequence, &[f32])| {
+        (part.index, Outcome::of(part, sequence, logits, vocab))
+    };
+    let chosen: Vec<(usize, Outcome)> = if logits.len() >= MANY_LOGITS {
+        work.into_par_iter().map(choose).collect()
+    } else {
+        work.into_iter().map(choose).collect()
+    };
+    chosen.into_iter().for_each(|(index, outcome)| outcomes[index] = Some(outcome));
+    outcomes
 }
 
 /// What a step meant for a sequence.
