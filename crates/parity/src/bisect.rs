@@ -239,7 +239,7 @@ impl Work<'_> {
         let parts = |cell: &Cell| matches!(cell.status, Status::Diverge | Status::NanLeft | Status::NanRight);
         // By bits, both may be no numbers and still not the same ones.
         let bits = |cell: &Cell| {
-            self.judge == Judge::Bits && cell.status == Status::NanBoth && cell.figures.differing > 0
+            self.judge == Judge::Bits && cell.status == Status::NanBoth && cell.figures.apart.differing > 0
         };
         let bad =
             |cell: &Cell| cell.figures.left.finite + cell.figures.right.finite != 2 * cell.figures.total;

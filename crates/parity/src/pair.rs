@@ -13,7 +13,7 @@ use crate::distribution::Distributions;
 use crate::judge::{Judge, near_ties};
 use crate::place::Place;
 use crate::player::Look;
-use crate::report::{Bound, Cell, Figures, Status};
+use crate::report::{Bound, Cell, Distances, Figures, Status};
 use crate::routing::Routing;
 use crate::side::Side;
 use crate::stats::{Comparison, Finiteness};
@@ -360,17 +360,7 @@ fn common(left: Look, right: Look, shape: &[usize], buffer: Buffer) -> Option<(V
 
 fn missing(place: Place) -> Cell {
     let none = Finiteness::default();
-    let figures = Figures {
-        total: 0,
-        differing: 0,
-        first: None,
-        max_abs: None,
-        max_ulps: None,
-        cosine: None,
-        nmse: None,
-        left: none,
-        right: none,
-    };
+    let figures = Figures { total: 0, apart: Distances::default(), left: none, right: none };
     Cell { place, status: Status::Missing, figures, bound: None, near_ties: Vec::new(), distributions: None }
 }
 

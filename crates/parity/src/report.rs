@@ -209,7 +209,19 @@ pub struct NearTie {
 pub struct Figures {
     /// Values.
     pub total: usize,
-    /// Of them, of other bits.
+    /// How far apart the two are.
+    #[serde(flatten)]
+    pub apart: Distances,
+    /// The left's finiteness.
+    pub left: Finiteness,
+    /// The right's.
+    pub right: Finiteness,
+}
+
+/// How far apart two sides are.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Distances {
+    /// Values of other bits.
     pub differing: usize,
     /// The first that differs.
     pub first: Option<Pair>,
@@ -221,10 +233,6 @@ pub struct Figures {
     pub cosine: Option<f64>,
     /// Squared error over the left's squares; where all is finite.
     pub nmse: Option<f64>,
-    /// The left's finiteness.
-    pub left: Finiteness,
-    /// The right's.
-    pub right: Finiteness,
 }
 
 /// Two values at an index.
@@ -248,12 +256,14 @@ impl From<&Comparison> for Figures {
     fn from(c: &Comparison) -> Figures {
         Figures {
             total: c.left.total,
-            differing: c.differing,
-            first: c.first.map(Pair::from),
-            max_abs: c.max_abs.map(|(_, v)| v),
-            max_ulps: c.max_ulps.map(|(_, v)| v),
-            cosine: c.apart.and_then(|apart| apart.cosine),
-            nmse: c.apart.and_then(|apart| apart.nmse),
+            apart: Distances {
+                differing: c.differing,
+                first: c.first.map(Pair::from),
+                max_abs: c.max_abs.map(|(_, v)| v),
+                max_ulps: c.max_ulps.map(|(_, v)| v),
+                cosine: c.apart.and_then(|apart| apart.cosine),
+                nmse: c.apart.and_then(|apart| apart.nmse),
+            },
             left: c.left,
             right: c.right,
         }

@@ -98,7 +98,7 @@ pub struct Trial {
 impl Trial {
     /// Whether all bits agree.
     pub fn equal(&self) -> bool {
-        self.figures.differing == 0
+        self.figures.apart.differing == 0
     }
 
     /// Whether every value of both is a number.

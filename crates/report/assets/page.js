@@ -56,7 +56,7 @@
       ].concat(finiteCells().some((c) => c.bound) ? [metric('error / allowed', '', (c) => (c.bound ? c.bound.error / c.bound.limit : null), -3, 3)] : [])
     : [
         ofOneSide('rms', (c) => c.sides[0]?.rms),
-        ofOneSide('largest magnitude', (c) => Math.max(Math.abs(Number.parseFloat(c.sides[0]?.max ?? 0)), Math.abs(Number.parseFloat(c.sides[0]?.min ?? 0)))),
+        ofOneSide('largest magnitude', (c) => Math.max(...['finite_max', 'finite_min'].map((which) => Math.abs(Number.parseFloat(c.sides[0]?.[which]?.value ?? 0))))),
       ];
   // Bounds are the measure wherever a side is held to them.
   const chosen = ['error / allowed', 'NMSE'].map((name) => metrics.findIndex((m) => m.name === name)).find((i) => i >= 0);
@@ -271,7 +271,7 @@
     const [l, r] = cell.sides;
     const row = (name, of, warn = () => false) => h('tr', {}, h('th', { scope: 'row' }, name), cell.sides.map((side) => h('td', { class: warn(side) ? 'bad' : '' }, of(side))));
     const firstAt = (n, at) => (n ? `${grouped(n)}${at === null ? '' : ` (first at ${at})`}` : '0');
-    const number = (text) => (text === null ? '–' : text.replace(/ \(0x.*/, '').replace('-', '\u2212'));
+    const number = (n) => (n === null ? '–' : n.value.replace('-', '\u2212'));
     return h('table', {},
       h('thead', {}, h('tr', {}, h('th'), cell.sides.map((_, i) => h('th', { scope: 'col' }, compared && h('span', { class: 'swatch', style: `background:var(--${sideNames[i]});margin-right:6px` }), compared ? view.sides[i].name : sideNames[i])))),
       h('tbody', {},
@@ -279,15 +279,16 @@
         row('finite', (x) => grouped(x.finite), (x) => bad(x) > 0),
         row('NaN', (x) => firstAt(x.nan, x.nan_first), (x) => x.nan > 0),
         row('Inf', (x) => firstAt(x.inf, x.inf_first), (x) => x.inf > 0),
-        row('min', (x) => number(x.min)),
-        row('max', (x) => number(x.max)),
+        row('min', (x) => number(x.finite_min)),
+        row('max', (x) => number(x.finite_max)),
         (l.mean ?? r?.mean) !== null && row('mean', (x) => short(x.mean, 6)),
         (l.rms ?? r?.rms) !== null && row('rms', (x) => short(x.rms, 6))));
   };
   const distances = (cell) => {
     const a = cell.apart;
     const rows = [['bits', a.differing ? `${grouped(a.differing)} of ${grouped(cell.sides[0].total)} differ (${share(a.differing, cell.sides[0].total)})` : 'all equal', a.differing > 0 && cell.status !== 'match']];
-    if (a.first) rows.push(['first', `at ${a.first[0]}: ${a.first[1]} and ${a.first[2]}`]);
+    const exact = (n) => `${n.value} (${n.bits})`;
+    if (a.first) rows.push(['first', `at ${a.first.index}: ${exact(a.first.left)} and ${exact(a.first.right)}`]);
     if (a.differing) rows.push(
       ['max ULP', a.max_ulps === null ? '–' : grouped(a.max_ulps)], ['max abs', short(a.max_abs)],
       ['cosine', a.cosine === null ? 'undefined' : a.cosine.toFixed(12)], ['NMSE', a.nmse === null ? 'undefined' : short(a.nmse)]);

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::{Buffer, Stage};
-use parity::Summary;
 use parity::distribution::Distributions;
 use parity::dump::{Dump, DumpError};
 use parity::routing::Routing;
 use parity::trace::Entry;
+use parity::{Finiteness, Summary};
 
 use crate::columns::columns;
 use crate::types::TypeMap;
@@ -32,7 +32,7 @@ impl View {
             }
             steps.push(step);
         }
-        let bad = |cell: &Cell| cell.sides.iter().any(|side| side.finite < side.total);
+        let bad = |cell: &Cell| cell.sides.iter().any(|side| !side.counts.all());
         let first =
             steps.iter().enumerate().find_map(|(s, step)| Some((s, step.cells.iter().position(bad)?)));
         let seen = |stage, buffer| manifest.entries.iter().any(|entry| at(&entry.place) == (stage, buffer));
@@ -80,8 +80,8 @@ fn verdict(steps: &[Step], first: Option<(usize, usize)>) -> String {
     };
     let cell = &steps[step].cells[index];
     let layer = cell.layer.map_or(String::new(), |layer| format!("layer {layer} "));
-    let bad = cell.sides.iter().map(|side| side.total - side.finite).sum::<usize>();
-    let total = cell.sides.iter().map(|side| side.total).sum::<usize>();
+    let bad = cell.sides.iter().map(|side| side.counts.total - side.counts.finite).sum::<usize>();
+    let total = cell.sides.iter().map(|side| side.counts.total).sum::<usize>();
     format!(
         "The first buffer that is not finite is `{}` after {layer}{}, step {step}: {bad} of {total} values. What comes \
          before it is finite.",
@@ -130,7 +130,7 @@ fn cell(place: &parity::Place, summary: Option<&Summary>, spread: Option<Distrib
 
 fn stats(s: &Summary) -> SideStats {
     let first = |n: usize| s.first.filter(|_| n > 0);
-    SideStats {
+    let counts = Finiteness {
         total: s.total,
         finite: s.finite,
         nan: s.nan,
@@ -138,9 +138,8 @@ fn stats(s: &Summary) -> SideStats {
         nan_first: first(s.nan).filter(|_| s.inf == 0),
         inf: s.inf,
         inf_first: first(s.inf).filter(|_| s.nan == 0),
-        min: s.min.map(|v| v.to_string()),
-        max: s.max.map(|v| v.to_string()),
-        mean: Some(s.mean),
-        rms: Some(s.rms),
-    }
+        finite_min: s.min,
+        finite_max: s.max,
+    };
+    SideStats { counts, mean: Some(s.mean), rms: Some(s.rms) }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::{Buffer, Site, Stage};
-use parity::Place;
 use parity::distribution::Distributions;
 use parity::dump::{Arithmetic, StepRecord};
-use parity::report::{self, Bound, Class, Figures, Finding, NearTie, Pair, Report, Status};
+use parity::report::{self, Bound, Class, Distances, Finding, NearTie, Report, Status};
 use parity::routing::Routing;
+use parity::{Finiteness, Place};
 use serde::Serialize;
 
 use crate::columns::{Column, columns};
@@ -112,7 +112,7 @@ pub struct Cell {
     /// Statistics of each side; none of one that does not have the buffer.
     pub sides: Vec<SideStats>,
     /// How far apart the two are; none where there is one.
-    pub apart: Option<Apart>,
+    pub apart: Option<Distances>,
     /// The error found and what is allowed, where the judge has bounds.
     pub bound: Option<Bound>,
     /// Rows routed otherwise by no fault.
@@ -121,46 +121,16 @@ pub struct Cell {
     pub spread: Option<Distributions>,
 }
 
-/// Statistics of one side of a buffer. Numbers are text, so that a NaN and every digit survive.
+/// Statistics of one side of a buffer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SideStats {
-    /// Values.
-    pub total: usize,
-    /// Numbers among them.
-    pub finite: usize,
-    /// NaNs.
-    pub nan: usize,
-    /// Index of the first.
-    pub nan_first: Option<usize>,
-    /// Infinities.
-    pub inf: usize,
-    /// Index of the first.
-    pub inf_first: Option<usize>,
-    /// The smallest number.
-    pub min: Option<String>,
-    /// The largest number.
-    pub max: Option<String>,
+    /// How much of it is numbers, the smallest and the largest.
+    #[serde(flatten)]
+    pub counts: Finiteness,
     /// Mean of the numbers.
     pub mean: Option<f64>,
     /// Root of their mean square.
     pub rms: Option<f64>,
-}
-
-/// How far apart two sides are.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Apart {
-    /// Values whose bits differ.
-    pub differing: usize,
-    /// The first of them: index, left and right, with their bits.
-    pub first: Option<(usize, String, String)>,
-    /// The largest difference.
-    pub max_abs: Option<f64>,
-    /// The most ULPs.
-    pub max_ulps: Option<u64>,
-    /// Of the angle.
-    pub cosine: Option<f64>,
-    /// Squared error over the left's squares.
-    pub nmse: Option<f64>,
 }
 
 /// A command line and what it does.
@@ -316,7 +286,9 @@ fn compared(cell: &report::Cell) -> Cell {
     let missing = cell.status == Status::Missing;
     let mut sides: Vec<SideStats> = match missing {
         true => Vec::new(),
-        false => [figures.left, figures.right].map(finite).into(),
+        false => {
+            [figures.left, figures.right].map(|counts| SideStats { counts, mean: None, rms: None }).into()
+        }
     };
     if let Some(spread) = &cell.distributions {
         for (side, of) in sides.iter_mut().zip([Some(&spread.left), spread.right.as_ref()]) {
@@ -330,37 +302,10 @@ fn compared(cell: &report::Cell) -> Cell {
         buffer: cell.place.buffer.name(),
         status: Some(cell.status),
         sides,
-        apart: (!missing).then(|| apart(figures)),
+        apart: (!missing).then(|| figures.apart.clone()),
         bound: cell.bound,
         near_ties: cell.near_ties.clone(),
         spread: cell.distributions.clone(),
-    }
-}
-
-fn finite(f: parity::Finiteness) -> SideStats {
-    SideStats {
-        total: f.total,
-        finite: f.finite,
-        nan: f.nan,
-        nan_first: f.nan_first,
-        inf: f.inf,
-        inf_first: f.inf_first,
-        min: f.finite_min.map(|v| v.to_string()),
-        max: f.finite_max.map(|v| v.to_string()),
-        mean: None,
-        rms: None,
-    }
-}
-
-fn apart(figures: &Figures) -> Apart {
-    let first = |pair: &Pair| (pair.index, pair.left.to_string(), pair.right.to_string());
-    Apart {
-        differing: figures.differing,
-        first: figures.first.as_ref().map(first),
-        max_abs: figures.max_abs,
-        max_ulps: figures.max_ulps,
-        cosine: figures.cosine,
-        nmse: figures.nmse,
     }
 }
 

@@ -48,9 +48,9 @@ fn severity(status: Status) -> u8 {
 /// The figures of a buffer: how many bits differ, how far apart the sides are, and how much of each is numbers.
 pub(crate) fn figures(cell: &Cell) -> String {
     let f = &cell.figures;
-    let cosine = f.cosine.map_or("undefined".into(), |c| format!("{c:.9}"));
+    let cosine = f.apart.cosine.map_or("undefined".into(), |c| format!("{c:.9}"));
     let mut text =
-        format!("{}: {}, {} of {} differ, cosine {cosine}", cell.place, cell.status, f.differing, f.total);
+        format!("{}: {}, {} of {} differ, cosine {cosine}", cell.place, cell.status, f.apart.differing, f.total);
     if let Some(bound) = cell.bound {
         let _ = write!(text, ", error {:.2e} where {:.2e} is allowed", bound.error, bound.limit);
     }

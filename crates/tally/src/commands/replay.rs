@@ -81,7 +81,7 @@ impl Args {
                 figures.total,
                 replay.elapsed.as_secs_f64() * 1e3
             ))?;
-            if let Some(first) = figures.first.filter(|_| replay.wrong > 0) {
+            if let Some(first) = figures.apart.first.filter(|_| replay.wrong > 0) {
                 output::line(format_args!(
                     "at {}: expected {}, got {}",
                     first.index, first.left, first.right

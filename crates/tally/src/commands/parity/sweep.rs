@@ -99,7 +99,7 @@ fn line(trial: &Trial) -> String {
     let found = match trial.equal() {
         _ if !trial.finite() => "NOT FINITE".into(),
         true => "bits equal".into(),
-        false => format!("{} of {} DIFFER", trial.figures.differing, trial.figures.total),
+        false => format!("{} of {} DIFFER", trial.figures.apart.differing, trial.figures.total),
     };
     format!("{axis:<8}  {case:<22}  {found}  {left} | {right}, {seconds:.3} s")
 }
@@ -117,7 +117,7 @@ fn verdict(trials: &[Trial]) -> Result<(), Failure> {
             Err(Failure::mismatch(format!(
                 "{}: {} of {} logits differ between {left} and {right}",
                 place(bad),
-                figures.differing,
+                figures.apart.differing,
                 figures.total
             )))
         }

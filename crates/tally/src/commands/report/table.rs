@@ -169,7 +169,7 @@ fn gravity(cell: &Cell) -> (u8, u64) {
     // Non-negative floats are in the order of their bits.
     let nmse = apart.and_then(|apart| apart.nmse).unwrap_or(0.0).to_bits();
     match cell.status {
-        _ if cell.sides.iter().any(|side| side.finite < side.total) => (4, nmse),
+        _ if cell.sides.iter().any(|side| !side.counts.all()) => (4, nmse),
         Some(parity::report::Status::Diverge) => (3, nmse),
         Some(parity::report::Status::Missing) => (2, 0),
         _ => (u8::from(apart.is_some_and(|apart| apart.differing > 0)), nmse),
@@ -181,7 +181,7 @@ fn drawn(cell: &Cell, last: &Cell) -> Mark {
     let colour = |colour: AnsiColor| colour.on_default();
     let nmse = || cell.apart.as_ref().and_then(|apart| apart.nmse);
     let number = |v: Option<f64>| v.map_or("?".into(), |v| format!("{v:.0e}"));
-    let broken = cell.sides.iter().any(|side| side.finite < side.total);
+    let broken = cell.sides.iter().any(|side| !side.counts.all());
     let (text, style) = match cell.status {
         Some(Status::NanLeft) => ("NaN left".into(), colour(AnsiColor::Magenta)),
         Some(Status::NanRight) => ("NaN right".into(), colour(AnsiColor::Magenta)),
