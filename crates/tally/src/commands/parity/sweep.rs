@@ -13,6 +13,7 @@ use crate::prompted::Prompted;
 
 /// The arguments, to be flattened into the command's.
 #[derive(clap::Args)]
+#[group(id = "sweep_args")]
 pub(super) struct Args {
     /// Vary lengths, positions, batches, cuts, recordings and repeats instead of running a prompt.
     #[arg(long, conflicts_with_all = ["generate", "layers"])]
