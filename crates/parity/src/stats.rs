@@ -158,10 +158,10 @@ impl Comparison {
         }
         let counts = [left, right].map(Finiteness::of);
         let finite = counts.iter().all(Finiteness::all) && !left.is_empty();
-        let apart = finite.then(|| Apart {
-            cosine: cosine(left, right),
-            nmse: nmse(left, right),
-            kl: kl(left, right),
+        let apart = finite.then(|| match differing {
+            // What most buffers are, and what a bisection waits for.
+            0 => Apart { cosine: left.iter().any(|&v| v != 0.0).then_some(1.0), nmse: Some(0.0), kl: 0.0 },
+            _ => Apart { cosine: cosine(left, right), nmse: nmse(left, right), kl: kl(left, right) },
         });
         Comparison { left: counts[0], right: counts[1], differing, first, max_abs, max_ulps, apart }
     }
