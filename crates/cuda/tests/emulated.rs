@@ -193,9 +193,9 @@ const FAULTS: &[Fault] = &[
     },
     // Half a warp at a shuffle.
     Fault {
-        file: "decode_route.cu",
-        right: "if (warp == 0) softmax(s, logits);",
-        wrong: "if (threadIdx.x < 16) softmax(s, logits);",
+        file: "decode_ffn.cu",
+        right: "if (threadIdx.x >= 32) return;",
+        wrong: "if (threadIdx.x >= 16) return;",
         says: "deadlock",
     },
 ];
