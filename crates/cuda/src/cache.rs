@@ -154,7 +154,8 @@ fn byte_at(row: usize, place: usize, places: usize) -> usize {
     let (atom, rest) = (place / 64, place % 64);
     // The last atom of a row that is no multiple of 64 is narrower, and not permuted.
     let narrow = places - atom * 64 < 64;
-    atom * ATOM + if narrow { row * 32 + rest } else { row * 64 + (rest / 16 ^ row / 2) % 4 * 16 + rest % 16 }
+    atom * ATOM
+        + if narrow { row * 32 + rest } else { row * 64 + ((rest / 16) ^ (row / 2)) % 4 * 16 + rest % 16 }
 }
 
 /// The place of key `k` (of 64) in a row of values.

@@ -129,6 +129,10 @@ impl Chromium {
     }
 
     /// Opens the page that a server of the test has at `url`, and waits likewise. The page may ask that server and no other.
+    #[allow(
+        dead_code,
+        reason = "of the two tests that include this file, only the server's opens pages this way"
+    )]
     pub(crate) fn visit(&mut self, url: &str) {
         self.home = Some(url.to_owned());
         self.navigate(url);
