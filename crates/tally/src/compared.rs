@@ -49,8 +49,10 @@ fn severity(status: Status) -> u8 {
 pub(crate) fn figures(cell: &Cell) -> String {
     let f = &cell.figures;
     let cosine = f.apart.cosine.map_or("undefined".into(), |c| format!("{c:.9}"));
-    let mut text =
-        format!("{}: {}, {} of {} differ, cosine {cosine}", cell.place, cell.status, f.apart.differing, f.total);
+    let mut text = format!(
+        "{}: {}, {} of {} differ, cosine {cosine}",
+        cell.place, cell.status, f.apart.differing, f.total
+    );
     if let Some(bound) = cell.bound {
         let _ = write!(text, ", error {:.2e} where {:.2e} is allowed", bound.error, bound.limit);
     }
