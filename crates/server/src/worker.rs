@@ -94,7 +94,7 @@ impl Shared {
         self.context.load(Ordering::Acquire)
     }
 
-    /// Sequences that wait.
+    /// Sequences that wait, whether the engine has heard of them or not.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
     }

@@ -11,6 +11,7 @@
 //!
 //! Knows nothing of text or HTTP; generic over the backend.
 
+mod burst;
 mod pace;
 mod queue;
 mod sequence;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{NonFinite, PrefixCache, first_non_finite};
-use model::{BLOCK, Backend, Fault, Step, forward};
+use model::{BLOCK, Backend, Chosen as Drawn, Fault, Lane, Step, forward};
 use rayon::prelude::*;
 
 use crate::job::{Job, JobError};
@@ -52,6 +53,8 @@ pub(crate) struct Scheduler<B> {
     arrived: u64,
     /// When the next sequence whose numbers went wrong may be examined: others must not wait for that all the time.
     examines_from: Instant,
+    /// Sequences for which the backend can choose tokens at a time, as far as is known.
+    widest_burst: usize,
 }
 
 /// What a sequence has in a step.
@@ -78,6 +81,7 @@ impl<B: Backend> Scheduler<B> {
             shared,
             arrived: 0,
             examines_from: Instant::now(),
+            widest_burst: usize::MAX,
         }
     }
 
@@ -106,9 +110,11 @@ impl<B: Backend> Scheduler<B> {
         self.drop_unwanted(Instant::now());
         self.admit();
         self.grow();
-        let parts = self.plan();
-        if !parts.is_empty() {
-            self.compute(&parts)?;
+        if !self.burst()? {
+            let parts = self.plan();
+            if !parts.is_empty() {
+                self.compute(&parts)?;
+            }
         }
         self.tell();
         Ok(())

@@ -1,7 +1,7 @@
 //! One sequence in the engine: its tokens, its blocks, and how the next token is chosen. Knows nothing of other sequences.
 
 use engine::{SamplerError, logprobs};
-use model::Row;
+use model::{Choice, Row};
 
 use crate::job::{Event, Finish, Job, JobError, Logprobs};
 
@@ -29,6 +29,13 @@ pub(crate) struct Sequence {
 pub(crate) struct Chosen {
     token: u32,
     logprobs: Option<Box<Logprobs>>,
+}
+
+impl Chosen {
+    /// A token that the backend has chosen.
+    pub(crate) fn of(token: u32) -> Chosen {
+        Chosen { token, logprobs: None }
+    }
 }
 
 impl Sequence {
@@ -71,6 +78,13 @@ impl Sequence {
             self.send(Event::Begun { cached });
         }
         first
+    }
+
+    /// How tokens are chosen, if that needs nothing that only the host has.
+    pub(crate) fn choice(&self) -> Option<Choice> {
+        let Job { grammar, logprobs, checksum, sampler, .. } = &self.job;
+        let free = grammar.is_none() && logprobs.is_none() && !checksum && !self.scores_prompt();
+        sampler.params().choice().filter(|_| free)
     }
 
     /// The next `count` rows, of sequence `index` of a step.
