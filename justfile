@@ -32,6 +32,10 @@ bench model *args:
 fuzz:
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run reader -- -max_total_time=600
 
+# The files that the fuzzer starts from, anew.
+corpus:
+    cargo test -p gguf --release --test hostile -- --ignored
+
 # The README's picture: the type map of Q4_K_M over the 48 layers of 30B-A3B, from narrow ones.
 picture:
     cargo run --release -- synth qwen3-30b-a3b out/narrow.gguf --hidden 256 --heads 2 --kv-heads 1 --expert-width 256 --experts 16 --vocab 300
