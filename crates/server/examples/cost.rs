@@ -34,8 +34,8 @@ const STREAMS: usize = 64;
 const STEPS: [(usize, f64); 6] = [(1, 1.4), (8, 5.0), (32, 9.7), (64, 13.0), (512, 25.0), (2048, 70.0)];
 
 fn cost(rows: usize) -> Duration {
-    let pairs = STEPS.windows(2).map(|pair| (pair[0], pair[1]));
-    let (low, high) = pairs.filter(|(low, _)| low.0 <= rows).next_back().unwrap_or((STEPS[0], STEPS[1]));
+    let mut pairs = STEPS.windows(2).map(|pair| (pair[0], pair[1]));
+    let (low, high) = pairs.rfind(|(low, _)| low.0 <= rows).unwrap_or((STEPS[0], STEPS[1]));
     let part = (rows - low.0) as f64 / (high.0 - low.0) as f64; // exact: small numbers
     Duration::from_secs_f64((low.1 + part * (high.1 - low.1)) * 1e-3)
 }
