@@ -25,6 +25,7 @@ use crate::api::{chat, completions, messages, plain, responses};
 use crate::error::ApiError;
 use crate::gate::Gate;
 use crate::metrics::Answered;
+use crate::patience::Patient;
 use crate::service::Service;
 
 /// Every route: method, path as axum and OpenAPI write it.
@@ -253,6 +254,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
         };
         // A token is a small write, and must not wait for the next.
         let _ = stream.set_nodelay(true);
+        let stream = Patient::new(stream, service.options.write_timeout);
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(service.options.read_timeout)

@@ -11,6 +11,7 @@ mod http;
 mod job;
 mod metrics;
 mod page;
+mod patience;
 mod scheduler;
 mod service;
 mod sse;

@@ -51,6 +51,8 @@ pub struct Options {
     pub request_timeout: Duration,
     /// How long its head, and then its body, may take to arrive.
     pub read_timeout: Duration,
+    /// How long an answer may wait for its reader: nothing of it could be written for so long.
+    pub write_timeout: Duration,
     /// How long running requests may go on when the server is told to stop.
     pub drain: Duration,
     /// Connections at a time.
@@ -68,6 +70,7 @@ impl Default for Options {
             max_choices: 16,
             request_timeout: Duration::from_secs(1800),
             read_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             connections: 1024,
         }

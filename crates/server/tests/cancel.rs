@@ -95,3 +95,30 @@ fn while_it_waits_and_when_the_queue_is_full() {
     assert!(start.elapsed() < Duration::from_secs(5));
     server.stop();
 }
+
+/// Who asks and then reads nothing: the answer stands still once the connection's buffers are full, and is given up.
+#[test]
+fn while_nobody_reads() {
+    let shape = Shape { blocks: 128, rows: 64 };
+    let options = Options { write_timeout: Duration::from_millis(500), ..Options::default() };
+    let server = start_with(served(shape, |cpu| Box::new(cpu)), options);
+    // Some kilobytes a token: more than the system's buffers take.
+    let body = json!({
+        "messages": [{ "role": "user", "content": "fn main() {" }], "n": 4, "max_tokens": 1500, "stream": true,
+        "ignore_eos": true, "seed": 1, "logprobs": true, "top_logprobs": 20,
+    });
+    let mut stream = TcpStream::connect(server.address()).expect("the server listens");
+    stream.write_all(&request("POST", "/v1/chat/completions", &[], &body.to_string())).expect("it reads");
+    until("they run", || metric(&server, "tally_running") == 4.0);
+    until("they are given up", || metric(&server, "tally_cancelled_total") == 4.0 && is_idle(&server));
+    assert!(metric(&server, "tally_generated_tokens_total") < 5900.0, "before their end");
+    // Whoever reads, however slowly at times, gets the whole of it.
+    let mut slow =
+        ask(&server, &json!({ "prompt": "fn main() {", "max_tokens": 300, "stream": true, "seed": 1 }));
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut text = String::new();
+    slow.read_to_string(&mut text).expect("text");
+    assert!(text.contains("[DONE]"), "{text}");
+    drop(stream);
+    server.stop();
+}
