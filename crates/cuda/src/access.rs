@@ -25,11 +25,10 @@ impl Cuda {
             Buffer::Normed => (&b.normed, if moe.is_some() { t * config.hidden } else { 0 }),
             Buffer::RouterLogits => (&b.router_logits, t * of_moe(|m| m.experts)),
             Buffer::ExpertWeights => (&b.expert_weights, t * of_moe(|m| m.used)),
-            Buffer::Hidden if moe.is_none() => return self.inside_buffer(buffer),
-            Buffer::Hidden => (&b.hidden, t * of_moe(|m| m.used * m.width)),
+            Buffer::Hidden if moe.is_some() => (&b.hidden, t * of_moe(|m| m.used * m.width)),
             Buffer::Logits => (&b.logits, r * config.vocab),
             Buffer::Experts | Buffer::CacheK | Buffer::CacheV => return None,
-            Buffer::Gate | Buffer::Up | Buffer::Down => return self.inside_buffer(buffer),
+            Buffer::Gate | Buffer::Up | Buffer::Down | Buffer::Hidden => return self.inside_buffer(buffer),
         })
     }
 
@@ -44,6 +43,24 @@ impl Cuda {
             Buffer::Attn => self.fix(b.attn.ptr(), t, &b.attn_fixed),
             Buffer::Normed => self.fix(b.normed.ptr(), t, &b.normed_fixed),
             _ => Ok(()),
+        }
+    }
+
+    /// How many values of a buffer the current step has; 0 of one that its model has not.
+    pub(crate) fn values_of(&self, buffer: Buffer) -> usize {
+        match buffer {
+            Buffer::Experts => self.expert_ids(),
+            _ => self.floats(buffer).map_or(0, |(_, len)| len),
+        }
+    }
+
+    /// Whether a buffer exists only while it is observed.
+    pub(crate) fn is_inside(&self, buffer: Buffer) -> bool {
+        match (buffer, self.model.config.ffn) {
+            (Buffer::Gate | Buffer::Up | Buffer::Down, _) => true,
+            // What is a buffer between two stages of a mixture of experts lies within the one of a dense network.
+            (Buffer::Hidden, Ffn::Dense { .. }) => true,
+            _ => false,
         }
     }
 

@@ -1,4 +1,7 @@
 //! The activations of a step on the GPU: the named buffers of [`model::Buffer`], and what only stages see.
+//!
+//! A layer is attention, then the feed-forward network, and neither needs what the other has left but `X`: their buffers
+//! lie in the same memory. `held.rs` knows which of them can be read when.
 
 use std::sync::Arc;
 
@@ -6,7 +9,8 @@ use model::{Config, Ffn};
 use quant::fixed::{Activations, SUB, block_len};
 
 use crate::Error;
-use crate::driver::{Argument, Device, Memory, Ptr};
+use crate::driver::{Argument, Device, Memory, PART_ALIGN, Plain, Ptr};
+use crate::launch::attend;
 use crate::launch::decode::Scratch;
 use crate::launch::group::Groups;
 use crate::launch::route::FEW_GROUPS;
@@ -38,16 +42,33 @@ pub(crate) struct Fixed {
     pub(crate) k: usize,
 }
 
+/// Lengths of the arrays of [`Fixed`]: both planes, sums, scales.
+fn fixed_lens(rows: usize, k: usize, activations: Activations) -> [usize; 4] {
+    let low = if activations == Activations::A16 { rows * k } else { 0 };
+    [rows * k, low, rows * (k / SUB), rows * (k / block_len(k))]
+}
+
 impl Fixed {
     fn new(device: &Arc<Device>, rows: usize, k: usize, activations: Activations) -> Result<Fixed, Error> {
-        let low = if activations == Activations::A16 { rows * k } else { 0 };
+        let [hi, lo, sum, scale] = fixed_lens(rows, k, activations);
         Ok(Fixed {
-            hi: device.alloc(rows * k)?,
-            lo: device.alloc(low)?,
-            sum: device.alloc(rows * (k / SUB))?,
-            scale: device.alloc(rows * (k / block_len(k)))?,
+            hi: device.alloc(hi)?,
+            lo: device.alloc(lo)?,
+            sum: device.alloc(sum)?,
+            scale: device.alloc(scale)?,
             k,
         })
+    }
+
+    fn within(lent: &mut Lent<'_>, rows: usize, k: usize, activations: Activations) -> Fixed {
+        let [hi, lo, sum, scale] = fixed_lens(rows, k, activations);
+        Fixed { hi: lent.take(hi), lo: lent.take(lo), sum: lent.take(sum), scale: lent.take(scale), k }
+    }
+
+    /// Bytes of each array.
+    fn bytes(rows: usize, k: usize, activations: Activations) -> [usize; 4] {
+        let [hi, lo, sum, scale] = fixed_lens(rows, k, activations);
+        [hi, lo, 4 * sum, 4 * scale]
     }
 
     pub(crate) fn arg(&self) -> FixedArg {
@@ -102,6 +123,8 @@ pub(crate) struct Buffers {
     pub(crate) attn_fixed: Fixed,
     /// The input of `experts_down` (`[T * K, F]`) or of the dense network's down projection (`[T, F]`).
     pub(crate) hidden_fixed: Fixed,
+    /// What attention leaves between its blocks of threads.
+    pub(crate) attend: attend::Scratch,
     /// The step's pairs by expert.
     pub(crate) groups: Groups,
     /// Blocks of `route_few` that have arrived, by group of rows: zero between launches.
@@ -138,45 +161,87 @@ impl Sizes {
     }
 }
 
+/// Memory given to one half of a layer and then to the other, piece by piece.
+struct Lent<'a> {
+    memory: &'a Memory<u8>,
+    used: usize,
+}
+
+impl Lent<'_> {
+    fn take<T: Plain>(&mut self, len: usize) -> Memory<T> {
+        let at = self.used;
+        self.used += piece(len * size_of::<T>());
+        self.memory.part(at, len)
+    }
+}
+
+/// Bytes of lent memory that an array of `bytes` takes.
+fn piece(bytes: usize) -> usize {
+    bytes.next_multiple_of(PART_ALIGN)
+}
+
+/// Bytes of what only `qkv` to `attn_out` use; and of what only the feed-forward stages do.
+fn halves(config: &Config, rows: usize, kv_blocks: usize, activations: Activations) -> [usize; 2] {
+    let s = Sizes::of(config);
+    let pairs = rows * s.used;
+    let floats = |lens: &[usize]| lens.iter().map(|len| piece(4 * len)).sum::<usize>();
+    let fixed = |rows, k| Fixed::bytes(rows, k, activations).map(piece).iter().sum::<usize>();
+    let partials = attend::Scratch::partials(config, kv_blocks);
+    [
+        floats(&[rows * s.q, rows * s.kv, rows * s.kv, rows * s.q, partials]) + fixed(rows, s.q),
+        floats(&[pairs * s.width, pairs * s.hidden]) + fixed(pairs, s.width),
+    ]
+}
+
 impl Buffers {
+    /// For steps of up to `rows` rows over a cache of `kv_blocks` blocks.
     pub(crate) fn new(
         device: &Arc<Device>,
         config: &Config,
         rows: usize,
+        kv_blocks: usize,
         activations: Activations,
     ) -> Result<Buffers, Error> {
         let s = Sizes::of(config);
         let pairs = rows * s.used;
-        Ok(Buffers {
+        let [attention, feed_forward] = halves(config, rows, kv_blocks, activations);
+        let shared = device.alloc(attention.max(feed_forward))?;
+        let first = &mut Lent { memory: &shared, used: 0 };
+        let second = &mut Lent { memory: &shared, used: 0 };
+        let partials = attend::Scratch::partials(config, kv_blocks);
+        let buffers = Buffers {
             x: device.alloc(rows * s.hidden)?,
-            q: device.alloc(rows * s.q)?,
-            k: device.alloc(rows * s.kv)?,
-            v: device.alloc(rows * s.kv)?,
-            attn: device.alloc(rows * s.q)?,
+            q: first.take(rows * s.q),
+            k: first.take(rows * s.kv),
+            v: first.take(rows * s.kv),
+            attn: first.take(rows * s.q),
             normed: device.alloc(rows * s.hidden)?,
             router_logits: device.alloc(rows * s.experts)?,
             experts: device.alloc(pairs)?,
             expert_weights: device.alloc(pairs)?,
-            hidden: device.alloc(pairs * s.width)?,
+            hidden: second.take(pairs * s.width),
             logits: device.alloc(config.vocab)?,
-            delta: device.alloc(pairs * s.hidden)?,
+            delta: second.take(pairs * s.hidden),
             normed_fixed: Fixed::new(device, rows, s.hidden, activations)?,
-            attn_fixed: Fixed::new(device, rows, s.q, activations)?,
-            hidden_fixed: Fixed::new(device, pairs, s.width, activations)?,
+            attn_fixed: Fixed::within(first, rows, s.q, activations),
+            hidden_fixed: Fixed::within(second, pairs, s.width, activations),
+            attend: attend::Scratch::new(device, config, first.take(partials))?,
             groups: Groups::new(device, config, rows)?,
             route_arrived: device.zeros(FEW_GROUPS)?,
             decode: Scratch::new(device)?,
-        })
+        };
+        assert_eq!([first.used, second.used], [attention, feed_forward], "`halves` counts what is taken");
+        Ok(buffers)
     }
 
-    /// Bytes that `new` takes.
-    pub(crate) fn bytes(config: &Config, rows: usize) -> usize {
+    /// Bytes that `new` takes, but for a few words.
+    pub(crate) fn bytes(config: &Config, rows: usize, kv_blocks: usize, activations: Activations) -> usize {
         let s = Sizes::of(config);
-        // Two planes, a sum to 16 values, a scale to 32 at worst.
-        let fixed = |k: usize| 2 * k + k / 4 + k / 8;
-        let floats = 2 * s.hidden + 2 * s.q + 2 * s.kv + s.experts + s.used * (2 + s.width + s.hidden);
-        rows * (4 * floats + fixed(s.hidden) + fixed(s.q) + s.used * fixed(s.width))
-            + 4 * config.vocab
+        let [attention, feed_forward] = halves(config, rows, kv_blocks, activations);
+        let floats = rows * (2 * s.hidden + s.experts + 2 * s.used) + config.vocab;
+        attention.max(feed_forward)
+            + 4 * (floats + attend::Scratch::counters(config))
+            + Fixed::bytes(rows, s.hidden, activations).iter().sum::<usize>()
             + Groups::bytes(config, rows)
     }
 

@@ -7,10 +7,9 @@ use model::{BLOCK, Config};
 
 use crate::Error;
 use crate::driver::{Device, Memory, Ptr};
-use crate::launch::attend::Scratch;
 use crate::step::DeviceStep;
 
-/// All KV blocks of a model, and what attention works in.
+/// All KV blocks of a model.
 pub(crate) struct Cache {
     /// `[layers, blocks, KH]` tiles.
     tiles: Memory<u8>,
@@ -20,7 +19,6 @@ pub(crate) struct Cache {
     blocks: usize,
     /// The layer that this step has stored last.
     stored: Option<usize>,
-    pub(crate) scratch: Scratch,
 }
 
 impl Cache {
@@ -35,13 +33,7 @@ impl Cache {
             layers,
             blocks,
             stored: None,
-            scratch: Scratch::new(device, config, blocks)?,
         })
-    }
-
-    /// Bytes that `new` takes beside [`Config::kv_bytes_per_position`].
-    pub(crate) fn workspace_bytes(config: &Config, blocks: usize) -> usize {
-        Scratch::bytes(config, blocks)
     }
 
     pub(crate) fn blocks(&self) -> usize {

@@ -146,7 +146,8 @@ impl Device {
     /// Memory for `len` values, uninitialised.
     pub(crate) fn alloc<T: Plain>(self: &Arc<Device>, len: usize) -> Result<Memory<T>, Error> {
         let address = self.machine.alloc((len * size_of::<T>()).max(16))?;
-        Ok(Memory { device: self.clone(), address, len, _values: PhantomData })
+        let allocation = Arc::new(Allocation { device: self.clone(), address });
+        Ok(Memory { allocation, address, len, _values: PhantomData })
     }
 
     /// Memory for `len` zeros.
@@ -220,9 +221,24 @@ fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// Device memory of `len` values.
-pub(crate) struct Memory<T> {
+/// What the machine gave out, and takes back when nobody has a part of it any more.
+struct Allocation {
     device: Arc<Device>,
+    address: u64,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.device.machine.free(self.address);
+    }
+}
+
+/// What a part of an allocation begins at a multiple of: what the driver promises of an allocation.
+pub(crate) const PART_ALIGN: usize = 256;
+
+/// Device memory of `len` values: an allocation, or a part of one.
+pub(crate) struct Memory<T> {
+    allocation: Arc<Allocation>,
     address: u64,
     len: usize,
     _values: PhantomData<T>,
@@ -246,7 +262,7 @@ impl<T: Plain> Memory<T> {
 
     /// Zeroes everything, in order with the stream.
     pub(crate) fn clear(&self) -> Result<(), Error> {
-        self.device.machine.clear(self.address, self.len * size_of::<T>())
+        self.allocation.device.machine.clear(self.address, self.len * size_of::<T>())
     }
 
     /// Copies `values` to `offset`, in order with the stream; returns when the host's copy may be reused.
@@ -255,7 +271,7 @@ impl<T: Plain> Memory<T> {
         if values.is_empty() {
             return Ok(());
         }
-        self.device.machine.write(self.at(offset).0, bytes_of(values))
+        self.allocation.device.machine.write(self.at(offset).0, bytes_of(values))
     }
 
     /// Copies `len` values from `offset` to the host, after everything on the stream.
@@ -264,13 +280,18 @@ impl<T: Plain> Memory<T> {
         if out.is_empty() {
             return Ok(());
         }
-        self.device.machine.read(self.at(offset).0, bytes_of_mut(out))
+        self.allocation.device.machine.read(self.at(offset).0, bytes_of_mut(out))
     }
 }
 
-impl<T> Drop for Memory<T> {
-    fn drop(&mut self) {
-        self.device.machine.free(self.address);
+impl Memory<u8> {
+    /// The bytes from `at` on as `len` values of another type. Nothing keeps two parts apart, or a part from the whole:
+    /// whoever hands them out knows when which of them is in use.
+    pub(crate) fn part<U: Plain>(&self, at: usize, len: usize) -> Memory<U> {
+        assert!(at.is_multiple_of(PART_ALIGN), "a part at {at}");
+        assert!(at + len * size_of::<U>() <= self.len, "{len} values at {at} of {}", self.len);
+        let (allocation, address) = (self.allocation.clone(), self.at(at).0);
+        Memory { allocation, address, len, _values: PhantomData }
     }
 }
 

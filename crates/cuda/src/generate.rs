@@ -87,7 +87,10 @@ impl Chooser for Cuda {
         let recorded = self.graphs && with_step && key.0 <= MAX_ROWS;
         let failed = fault(STEP);
         match self.generation.graphs.get(&key) {
-            Some(Recording::Ready(graph)) if recorded => graph.launch().map_err(failed)?,
+            Some(Recording::Ready(graph)) if recorded => {
+                graph.launch().map_err(failed)?;
+                self.held.ran_forward(&self.model.config, true);
+            }
             Some(Recording::Seen) if recorded => {
                 self.device.begin_capture().map_err(&failed)?;
                 let launched = self.launch_draw(true);

@@ -12,6 +12,7 @@ mod driver;
 mod error;
 mod exp_check;
 mod generate;
+mod held;
 mod kernels;
 mod launch;
 mod layout;
@@ -41,6 +42,7 @@ pub use ready::{Ready, check};
 use buffers::Buffers;
 use driver::{Device, Memory};
 use generate::Generation;
+use held::Held;
 use kernels::Kernels;
 use launch::sample::Sampling;
 use replay::{Recording, Replay};
@@ -88,6 +90,8 @@ pub struct Cuda {
     weights: Weights,
     cache: cache::Cache,
     buffers: Buffers,
+    /// Which of them hold what the current step has written.
+    held: Held,
     /// What is kept of the inside of stages, while it is observed.
     inside: Option<launch::observe::Inside>,
     step: DeviceStep,
@@ -137,7 +141,8 @@ impl Cuda {
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
-            buffers: Buffers::new(&device, config, options.max_rows, options.activations)?,
+            buffers: Buffers::new(&device, config, options.max_rows, options.kv_blocks, options.activations)?,
+            held: Held::default(),
             inside: None,
             step: DeviceStep::new(&device, options.max_rows, options.context)?,
             replay: Replay::new(options.graphs),
@@ -164,6 +169,7 @@ impl Cuda {
         }
         self.replay.begin((step.rows.len(), step.logits.len()));
         self.cache.begin();
+        self.held = Held::default();
         self.grouped = false;
         self.step.set(step)
     }
@@ -208,6 +214,7 @@ impl Cuda {
             Some(Recording::Ready(graph)) => {
                 graph.launch().map_err(failed)?;
                 self.cache.set_all_stored();
+                self.held.ran_forward(&self.model.config, key.1 > 0);
                 Ok(())
             }
             Some(Recording::Seen) => {
@@ -237,6 +244,7 @@ impl Cuda {
 
     fn run_stage(&mut self, stage: Stage, layer: usize) -> Result<(), Error> {
         self.grouped &= stage == Stage::ExpertsDown;
+        self.held.ran(stage, self.inside.is_some());
         match stage {
             Stage::Embed => self.embed(),
             Stage::Qkv => self.qkv(layer),
@@ -298,8 +306,11 @@ impl Backend for Cuda {
 
     fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
         self.settle()?;
-        if matches!(buffer, Buffer::Gate | Buffer::Up | Buffer::Down) && self.inside.is_none() {
+        if self.is_inside(buffer) && self.inside.is_none() {
             return Err(Fault::Buffer { buffer, why: "it is not being observed".into() });
+        }
+        if self.values_of(buffer) > 0 {
+            self.held.check(buffer).map_err(|why| Fault::Buffer { buffer, why })?;
         }
         self.read_buffer(buffer).map_err(fault(STEP))
     }
@@ -319,6 +330,7 @@ impl Backend for Cuda {
         }
         self.settle()?;
         self.grouped = false;
+        self.held.wrote(buffer);
         if self.floats(buffer).is_some() {
             return self.write_floats(buffer, values).map_err(fault(STEP));
         }

@@ -4,7 +4,6 @@
 use model::{BLOCK, Model};
 
 use crate::buffers::Buffers;
-use crate::cache::Cache;
 use crate::launch::sample::Sampling;
 use crate::step::{DeviceStep, MAX_SEQUENCES};
 use crate::{Error, Options, weights};
@@ -57,8 +56,7 @@ impl Plan {
         let rows = options.max_rows.min(context.max(1));
         let rope = context * config.head_dim * size_of::<f32>();
         let sampling = Sampling::bytes(config.vocab, rows.min(MAX_SEQUENCES));
-        let running = Buffers::bytes(config, rows)
-            + Cache::workspace_bytes(config, blocks)
+        let running = Buffers::bytes(config, rows, blocks, options.activations)
             + DeviceStep::bytes(rows, context)
             + sampling
             + rope;

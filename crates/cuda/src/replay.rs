@@ -95,15 +95,19 @@ fn last_site(config: &Config, head: bool) -> Site {
     Site { stage, layer: Some(config.layers - 1) }
 }
 
-/// The sites of a whole forward, in order: what a recording stands for.
-pub(crate) fn forward_sites(config: &Config, head: bool) -> Vec<Site> {
+/// The stages of a layer, in order.
+pub(crate) fn layer_stages(config: &Config) -> impl Iterator<Item = Stage> {
     let tail: &[Stage] = match config.ffn {
         Ffn::Dense { .. } => &[Stage::FeedForward],
         Ffn::Moe(_) => &[Stage::Route, Stage::ExpertsUp, Stage::ExpertsDown],
     };
-    let layer = [Stage::Qkv, Stage::RopeStore, Stage::Attend, Stage::AttnOut];
+    [Stage::Qkv, Stage::RopeStore, Stage::Attend, Stage::AttnOut].iter().chain(tail).copied()
+}
+
+/// The sites of a whole forward, in order: what a recording stands for.
+pub(crate) fn forward_sites(config: &Config, head: bool) -> Vec<Site> {
     let layers = (0..config.layers)
-        .flat_map(|l| layer.iter().chain(tail).map(move |&stage| Site { stage, layer: Some(l) }));
+        .flat_map(|l| layer_stages(config).map(move |stage| Site { stage, layer: Some(l) }));
     let top = |stage| Site { stage, layer: None };
     std::iter::once(top(Stage::Embed)).chain(layers).chain(head.then(|| top(Stage::Head))).collect()
 }

@@ -137,6 +137,16 @@ fn tokens_chosen_by_the_backend_are_the_samplers() {
     }
 }
 
+/// After a whole step (launched, recorded, replayed) a buffer has the CPU's bits, or cannot be read.
+#[test]
+fn what_is_no_longer_there_cannot_be_read() {
+    let Some(setup) = setup() else { return };
+    for (dense, rows) in [(false, 1), (false, 5), (true, 1)] {
+        let model = fused(&shape(dense, true, 4, 64), 9, 0);
+        checks::reads_after_a_step(&format!("dense {dense}"), &model, &setup, rows, 4);
+    }
+}
+
 /// A step of each kind through most kernels, for [`a_fault_in_a_kernel_is_noticed`].
 #[test]
 #[ignore = "run by another test, with kernels that have a fault"]

@@ -134,10 +134,22 @@ pub(super) fn open(ordinal: usize) -> Result<(Gpu, Driver), Error> {
     let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("opening the GPU"))?;
     // SAFETY: a context that was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(failed("opening the GPU"))?;
+    keep_stacks_small();
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
         .map_err(failed("creating a stream"))?;
     let overlaps = gpu.arch >= 90;
     Ok((gpu, Driver { device, context, stream, overlaps }))
+}
+
+/// Bytes of stack for a thread, of which the driver reserves one for every thread that can be resident: its default of
+/// 1 KiB is 0.27 GB on an H200. The largest frame of a kernel is 96 bytes, of registers that were spilled (`cuobjdump
+/// --dump-resource-usage`); one that needs more gets it at its launch (CUDA Driver API, `cuCtxSetLimit`).
+const STACK: usize = 128;
+
+/// Asks the current context for [`STACK`].
+fn keep_stacks_small() {
+    // SAFETY: a context is current. A driver that does not do it reserves more than it must, and nothing else differs.
+    let _ = unsafe { sys::cuCtxSetLimit(sys::CUlimit_enum::CU_LIMIT_STACK_SIZE, STACK) };
 }
 
 impl Drop for Driver {

@@ -86,23 +86,26 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// For a cache of `blocks` blocks.
-    pub(crate) fn new(device: &Arc<Device>, config: &Config, blocks: usize) -> Result<Scratch, Error> {
-        let (partials, counters) = Scratch::sizes(config, blocks);
-        Ok(Scratch { partials: device.alloc(partials)?, counters: device.zeros(counters)? })
+    /// With [`Scratch::partials`] values of memory that nothing else uses while `attend` runs.
+    pub(crate) fn new(
+        device: &Arc<Device>,
+        config: &Config,
+        partials: Memory<f32>,
+    ) -> Result<Scratch, Error> {
+        Ok(Scratch { partials, counters: device.zeros(Scratch::counters(config))? })
     }
 
-    /// Bytes that `new` takes.
-    pub(crate) fn bytes(config: &Config, blocks: usize) -> usize {
-        let (partials, counters) = Scratch::sizes(config, blocks);
-        4 * (partials + counters)
-    }
-
-    fn sizes(config: &Config, blocks: usize) -> (usize, usize) {
+    /// Values that partial results take with a cache of `blocks` blocks.
+    pub(crate) fn partials(config: &Config, blocks: usize) -> usize {
         let split = Split::of(config);
         // No sequence has more spans than the cache has.
         let rows = SPLIT_ROWS * blocks.div_ceil(SPAN_TILES) * split.units * split.partial();
-        (rows.min(SCRATCH / 4), 2 * SPLIT_ROWS * split.units)
+        rows.min(SCRATCH / size_of::<f32>())
+    }
+
+    /// Values that are kept from launch to launch.
+    pub(crate) fn counters(config: &Config) -> usize {
+        2 * SPLIT_ROWS * Split::of(config).units
     }
 
     /// Rows that one launch can take, when tables have `stride` blocks.
@@ -195,7 +198,7 @@ impl Cuda {
 
     /// Rows that the split kernel can take in one launch.
     fn rows_at_once(&self) -> usize {
-        self.cache.scratch.rows(Split::of(&self.model.config), self.step.arg().stride as usize)
+        self.buffers.attend.rows(Split::of(&self.model.config), self.step.arg().stride as usize)
     }
 
     /// Whether `attend` does what `rope_store` leaves to it.
@@ -206,7 +209,7 @@ impl Cuda {
     }
 
     fn attend_one(&self, layer: usize) -> Result<(), Error> {
-        let (b, config, scratch) = (&self.buffers, &self.model.config, &self.cache.scratch);
+        let (b, config, scratch) = (&self.buffers, &self.model.config, &self.buffers.attend);
         let weights = &self.weights.layers[layer];
         let arguments = Arguments::default()
             .push(b.q.ptr())
@@ -228,7 +231,7 @@ impl Cuda {
     }
 
     fn attend_split(&self, layer: usize, first: usize, count: usize) -> Result<(), Error> {
-        let (b, config, scratch) = (&self.buffers, &self.model.config, &self.cache.scratch);
+        let (b, config, scratch) = (&self.buffers, &self.model.config, &self.buffers.attend);
         let arguments = Arguments::default()
             .push(b.q.ptr())
             .push(self.cache.layer(layer))
@@ -300,7 +303,7 @@ mod tests {
         let config = synth::Shape::named("qwen3-30b-a3b").expect("a shape of the list").config;
         for context in [64usize, 4096, 32_768, 262_144] {
             let blocks = context.div_ceil(BLOCK);
-            let (partials, _) = Scratch::sizes(&config, blocks);
+            let partials = Scratch::partials(&config, blocks);
             let split = Split::of(&config);
             let row = blocks.div_ceil(SPAN_TILES) * split.units * split.partial();
             assert!(4 * partials <= SCRATCH, "{context} positions: {partials} values");

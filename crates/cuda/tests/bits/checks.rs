@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cpu::Cpu;
 use cuda::Cuda;
 use engine::{Sampler, SamplerParams};
-use model::{Backend, Chosen, Lane, Model, Row, Step, forward};
+use model::{Backend, Buffer, Chosen, Fault, Ffn, Lane, Model, Row, Step, forward};
 use parity::claim::{self, Refuted};
 
 use super::{Setup, plain, same, table, tokens};
@@ -70,6 +70,36 @@ pub(crate) fn repeats(model: &Arc<Model>, setup: &Setup, rows: &[usize], times: 
             let logits = cuda.logits().unwrap();
             same(&format!("{n} rows, repeat {i}"), first.get_or_insert_with(|| logits.to_vec()), logits);
         }
+    }
+}
+
+/// Every buffer after each of `times` whole steps, which are launched, then recorded, then replayed: the CPU's bits, or an
+/// error that names the stage after which it could have been read.
+pub(crate) fn reads_after_a_step(what: &str, model: &Arc<Model>, setup: &Setup, rows: usize, times: usize) {
+    let (mut cpu, mut cuda) = (setup.cpu(model), setup.cuda(model));
+    let vocab = model.config.vocab;
+    for i in 0..times {
+        let what = format!("{what}, {rows} rows, step {i}");
+        let step = Step::prefill(&tokens(i as u64, rows, vocab), (i * rows) as u32, table(rows * times));
+        forward(&mut cpu, &step).unwrap();
+        forward(&mut cuda, &step).unwrap();
+        let mut gone = Vec::new();
+        for buffer in Buffer::ALL {
+            match (cpu.read(buffer), cuda.read(buffer)) {
+                (Ok(left), Ok(right)) => same(&format!("{what}: {buffer:?}"), &left, &right),
+                (_, Err(Fault::Buffer { why, .. })) if why.contains("read it right after") => {
+                    gone.push(buffer)
+                }
+                // Nobody observes.
+                (Err(_), Err(Fault::Buffer { .. })) => {}
+                (left, right) => panic!("{what}: {buffer:?}: {left:?}, {right:?}"),
+            }
+        }
+        let mut want = vec![Buffer::Q, Buffer::K, Buffer::V, Buffer::Attn];
+        if let Ffn::Moe(_) = model.config.ffn {
+            want.push(Buffer::Normed);
+        }
+        assert_eq!(gone, want, "{what}");
     }
 }
 
