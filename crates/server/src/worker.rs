@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) limits: EngineLimits,
     pub(crate) metrics: Metrics,
     waiting: Arc<AtomicUsize>,
+    /// Jobs on their way to the engine's thread.
+    arriving: AtomicUsize,
     health: AtomicU8,
     /// Positions that a sequence can reach; 0 until the backend is there.
     context: AtomicUsize,
@@ -97,6 +99,11 @@ impl Shared {
     /// Sequences that wait, whether the engine has heard of them or not.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Whether the engine's thread should look up: jobs have come that it has not heard of, or it is to end.
+    pub(crate) fn has_news(&self) -> bool {
+        self.arriving.load(Ordering::Acquire) > 0 || self.stop.load(Ordering::Acquire)
     }
 
     /// What went wrong last.
@@ -139,6 +146,7 @@ impl Engine {
             limits,
             metrics,
             waiting: Arc::default(),
+            arriving: AtomicUsize::new(0),
             health: AtomicU8::new(Health::Loading as u8),
             context: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -166,6 +174,7 @@ impl Engine {
 
     /// Hands a job over. That the engine is gone shows by the closed channel of events.
     pub(crate) fn submit(&self, job: Job) {
+        self.shared.arriving.fetch_add(1, Ordering::AcqRel);
         let _ = self.inbox.send(job);
     }
 
@@ -262,16 +271,21 @@ impl Worker {
             }
             if scheduler.is_idle() {
                 match self.jobs.recv_timeout(IDLE) {
-                    Ok(job) => scheduler.add(job),
+                    Ok(job) => self.add(job, scheduler),
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return false,
                 }
             }
             while let Ok(job) = self.jobs.try_recv() {
-                scheduler.add(job);
+                self.add(job, scheduler);
             }
             return true;
         }
+    }
+
+    fn add(&self, job: Job, scheduler: &mut Scheduler<Box<dyn Backend>>) {
+        self.shared.arriving.fetch_sub(1, Ordering::AcqRel);
+        scheduler.add(job);
     }
 
     fn turn_away(mut waiting: Waiting, error: &JobError) -> Waiting {

@@ -1,18 +1,20 @@
 //! The same bits, whoever else asks: answers given under load, with too little memory for all and with others that hang up,
 //! are those given alone.
 
+#[path = "../../engine/tests/ahead/mod.rs"]
+mod ahead;
 mod client;
 
-use std::collections::VecDeque;
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use ahead::{Ahead, Asked};
 use cpu::Cpu;
-use engine::{Sampler, SamplerParams};
-use model::{Backend, Buffer, Chooser, Chosen, Fault, Lane, Model, Row, Site, Step, forward};
+use model::Backend;
 
 use client::{Shape, metric, post, request, served, start, start_with, until};
 use serde_json::{Value as Json, json};
@@ -84,7 +86,7 @@ fn check(
     running: usize,
     interleave: Duration,
     question: fn(usize) -> Json,
-    wrap: fn(Cpu) -> Box<dyn Backend>,
+    wrap: impl Fn(Cpu) -> Box<dyn Backend> + Send + Sync + 'static,
 ) -> Server {
     const REQUESTS: usize = 32;
     let alone = start();
@@ -143,93 +145,6 @@ fn plain(cpu: Cpu) -> Box<dyn Backend> {
     Box::new(cpu)
 }
 
-/// The CPU as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does.
-struct Ahead {
-    cpu: Cpu,
-    lanes: Vec<Lane>,
-    chosen: VecDeque<Vec<Chosen>>,
-}
-
-impl Backend for Ahead {
-    fn model(&self) -> &Model {
-        self.cpu.model()
-    }
-    fn max_rows(&self) -> usize {
-        self.cpu.max_rows()
-    }
-    fn context(&self) -> usize {
-        self.cpu.context()
-    }
-    fn kv_blocks(&self) -> usize {
-        self.cpu.kv_blocks()
-    }
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.cpu.begin(step)
-    }
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.cpu.run(site)
-    }
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.cpu.read(buffer)
-    }
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.cpu.write(buffer, values)
-    }
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.cpu.logits()
-    }
-    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
-        Some(self)
-    }
-}
-
-static BURSTS: AtomicUsize = AtomicUsize::new(0);
-
-impl Chooser for Ahead {
-    fn start(&mut self, lanes: &[Lane]) -> Result<(), Fault> {
-        if lanes.len() > 6 {
-            return Err(Fault::Capacity { what: "a number of sequences", got: lanes.len(), limit: 6 });
-        }
-        BURSTS.fetch_add(1, Ordering::Relaxed);
-        self.chosen.clear();
-        self.lanes = lanes.to_vec();
-        Ok(())
-    }
-
-    fn advance(&mut self) -> Result<(), Fault> {
-        let vocab = self.cpu.model().config.vocab;
-        let furthest = self.lanes.iter().map(|lane| lane.position as usize).max().expect("a lane");
-        let (mut step, mut chosen) = (Step::default(), Vec::new());
-        let logits = self.cpu.logits()?.to_vec();
-        assert_eq!(logits.len(), self.lanes.len() * vocab, "a row for each lane");
-        for (sequence, (lane, logits)) in (0..).zip(self.lanes.iter_mut().zip(logits.chunks(vocab))) {
-            let choice = &lane.choice;
-            let params = SamplerParams {
-                temperature: choice.inverse_temperature.map_or(0.0, |t| 1.0 / t),
-                top_k: choice.top_k as usize,
-                top_p: choice.top_p,
-                min_p: choice.min_p,
-                seed: choice.seed,
-                ..SamplerParams::default()
-            };
-            let mut sampler = Sampler::new(params).expect("valid");
-            let token = sampler.sample(logits, &[], u64::from(lane.position)).expect("numbers");
-            chosen.push(Chosen::Token(token));
-            assert!(furthest < lane.table.len() * 64, "a place for the furthest position in every table");
-            step.rows.push(Row { token, position: lane.position, sequence });
-            step.tables.push(lane.table.clone());
-            step.logits.push(sequence);
-            lane.position += 1;
-        }
-        self.chosen.push_back(chosen);
-        forward(&mut self.cpu, &step)
-    }
-
-    fn collect(&mut self) -> Result<Vec<Chosen>, Fault> {
-        Ok(self.chosen.pop_front().expect("no more is collected than was asked for"))
-    }
-}
-
 /// Requests that need nothing of the logits but their choice.
 fn free_question(i: usize) -> Json {
     let mut body = question(i);
@@ -239,23 +154,36 @@ fn free_question(i: usize) -> Json {
     body
 }
 
+/// As [`free_question`], but for some that need more.
+fn mixed_question(i: usize) -> Json {
+    if i % 5 == 4 { question(i) } else { free_question(i) }
+}
+
 #[test]
 fn the_same_bits_where_the_backend_chooses() {
-    let ahead = |cpu| Box::new(Ahead { cpu, lanes: vec![], chosen: VecDeque::new() }) as Box<dyn Backend>;
-    let server = check(Shape::default(), 16, Duration::from_millis(20), free_question, ahead);
-    // Under load prompts are read all the time; with few clients the backend chooses.
-    let before = BURSTS.load(Ordering::Relaxed);
-    let alone = start();
-    thread::scope(|scope| {
-        for i in 0..3 {
-            let (server, alone) = (&server, &alone);
-            scope.spawn(move || {
-                assert_eq!(ask(server, &free_question(i)), ask(alone, &free_question(i)), "{i}")
-            });
-        }
-    });
-    alone.stop();
-    let bursts = BURSTS.load(Ordering::Relaxed) - before;
-    assert!(bursts > 0, "it did choose: {before}, {bursts}");
+    for (question, most) in
+        [(free_question as fn(usize) -> Json, 16), (free_question, 6), (mixed_question, 16)]
+    {
+        let asked = Arc::new(Asked::default());
+        let wrap = {
+            let asked = asked.clone();
+            move |cpu| Box::new(Ahead::new(cpu, most, asked.clone())) as Box<dyn Backend>
+        };
+        let server = check(Shape::default(), 16, Duration::from_millis(20), question, wrap);
+        assert!(asked.draws.load(Ordering::Relaxed) > 0, "it did choose");
+        server.stop();
+    }
+}
+
+#[test]
+fn the_same_bits_where_the_backend_chooses_and_memory_is_short() {
+    let ahead = |cpu| Box::new(Ahead::new(cpu, 16, Arc::default())) as Box<dyn Backend>;
+    let long = |i| {
+        let mut body = long_question(i);
+        body["logprobs"] = false.into();
+        body
+    };
+    let server = check(Shape { blocks: 34, rows: 64 }, 12, Duration::from_millis(1), long, ahead);
+    assert!(metric(&server, "tally_preemptions_total") > 0.0, "somebody was put back");
     server.stop();
 }

@@ -1,5 +1,9 @@
-//! Decoding without the host: as long as the same sequences decode and nobody waits, a backend that can choose tokens itself
-//! does, and the host hears of each a step late. The tokens are those that the host would choose (`engine::sampler`).
+//! Choosing without the host, where a backend can: the logits stay where they are, and one number a sequence comes back. The
+//! tokens are those that the host would choose (`engine::sampler`).
+//!
+//! A *draw* chooses once, by the logits of a step that the host put together. A *burst* goes on by itself, as long as the
+//! same sequences decode and nobody joins them; the host hears of each token a step late. Who comes to an end within a burst
+//! stays in it as ballast until a good part has: beginning anew costs two steps, and a row that nobody wants costs little.
 
 use super::*;
 
@@ -7,88 +11,156 @@ use super::*;
 const LONGEST: usize = 256;
 /// Below this a burst is not worth its beginning.
 const SHORTEST: usize = 4;
+/// The part of a burst's sequences that may be over before it ends.
+const BALLAST: usize = 8;
 
 impl<B: Backend> Scheduler<B> {
-    /// Decodes until something changes; false if it is not the time for it.
-    pub(super) fn burst(&mut self) -> Result<bool, Fault> {
-        let (vocab, context) = (self.backend.model().config.vocab, self.context());
-        let room = |sequence: &Sequence| {
-            let left = sequence.job.max_tokens - sequence.generated();
-            left.min(context.saturating_sub(sequence.tokens.len()))
-        };
-        let steps = self.running.iter().map(room).min().unwrap_or(0).min(LONGEST);
-        let free = |sequence: &Sequence| sequence.pending() == 1 && sequence.choice().is_some();
-        if steps < SHORTEST
-            || self.shared.waiting() > 0
-            || self.running.len() > self.widest_burst.min(self.backend.max_rows())
-            || !self.running.iter().all(free)
-            || self.backend.chooser().is_none()
-        {
+    /// What the backend chooses by the step of `parts`, whose forward was run: one for each part with logits. None where a
+    /// choice needs what only the host has, or the backend cannot choose.
+    pub(super) fn draw(&mut self, parts: &[Part]) -> Result<Option<Vec<Drawn>>, Fault> {
+        let chosen = parts.iter().filter(|part| part.logits > 0);
+        // The next step is the host's: there is no place for the token that is chosen, so it is not fed.
+        let lanes: Option<Vec<Lane>> = chosen.map(|part| self.running[part.index].lane(Vec::new())).collect();
+        match lanes {
+            Some(lanes) if self.take_up(&lanes)? => {}
+            _ => return Ok(None),
+        }
+        let chooser = self.backend.chooser().expect("it has taken them up");
+        chooser.advance()?;
+        chooser.collect().map(Some)
+    }
+
+    /// Whether the backend goes on with `lanes` by itself from here.
+    fn take_up(&mut self, lanes: &[Lane]) -> Result<bool, Fault> {
+        if lanes.is_empty() || lanes.len() > self.widest_burst {
             return Ok(false);
         }
-        for sequence in &mut self.running {
-            let blocks = (sequence.tokens.len() + steps).div_ceil(BLOCK);
-            if self.cache.extend(&mut sequence.table, blocks).is_err() {
-                return Ok(false);
-            }
-        }
-        let parts: Vec<Part> =
-            (0..self.running.len()).map(|index| Part { index, rows: 1, logits: 1 }).collect();
-        let step = self.step(&parts);
-        forward(&mut self.backend, &step)?;
-        let furthest = self.running.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
-        // A backend may ask for a place for the furthest position in every table; it writes none of those beyond a
-        // sequence's own, so any block will do.
-        let padded = |table: &[u32]| {
-            let mut table = table.to_vec();
-            let last = table.last().copied().unwrap_or(0);
-            table.resize((furthest + steps).div_ceil(BLOCK).max(table.len()), last);
-            table
-        };
-        let lane = |sequence: &Sequence| Lane {
-            // Positions are below the context, which is below 2^32.
-            position: sequence.tokens.len() as u32,
-            table: padded(&sequence.table),
-            choice: sequence.choice().expect("it has just been asked for"),
-        };
-        let lanes: Vec<Lane> = self.running.iter().map(lane).collect();
-        match self.backend.chooser().expect("it has just been asked for").start(&lanes) {
-            Ok(()) => {}
-            // So many at a time the host chooses for; the step is computed again, to the same bits.
+        let Some(chooser) = self.backend.chooser() else { return Ok(false) };
+        match chooser.start(lanes) {
+            Ok(()) => Ok(true),
+            // So many at a time the host chooses for.
             Err(Fault::Capacity { .. }) => {
                 self.widest_burst = lanes.len() - 1;
-                return Ok(false);
+                Ok(false)
             }
-            Err(fault) => return Err(fault),
+            Err(fault) => Err(fault),
         }
+    }
+
+    /// Decodes until something changes; false if it is not the time for it.
+    pub(super) fn burst(&mut self) -> Result<bool, Fault> {
+        let steps = self.steps_of_burst();
+        if steps < SHORTEST {
+            return Ok(false);
+        }
+        let Some((lanes, mut scratch)) = self.lanes(steps) else { return Ok(false) };
+        let outcome = self.run_burst(&lanes, steps);
+        self.cache.truncate(&mut scratch, 0);
+        outcome
+    }
+
+    /// How many tokens a burst could give now; 0 where there can be none.
+    fn steps_of_burst(&mut self) -> usize {
+        let free = |sequence: &Sequence| sequence.pending() == 1 && sequence.choice().is_some();
+        if self.running.len() > self.widest_burst.min(self.backend.max_rows())
+            || !self.running.iter().all(free)
+            || self.shared.has_news()
+            || self.backend.chooser().is_none()
+        {
+            return 0;
+        }
+        let context = self.context();
+        let mut room: Vec<usize> = self.running.iter().map(|sequence| sequence.room(context)).collect();
+        room.sort_unstable();
+        // Those that end soon may be ballast; the one that is furthest must find a place for every token.
+        let ballast = room.len() / BALLAST;
+        let furthest = self.running.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
+        match room.get(ballast) {
+            Some(&least) if least >= SHORTEST => {
+                room[room.len() - 1].min(LONGEST).min(context.saturating_sub(furthest))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Every running sequence with its places for a burst of `steps` tokens, and the block that takes what a sequence computes
+    /// beyond its own end; none where memory is short.
+    fn lanes(&mut self, steps: usize) -> Option<(Vec<Lane>, Vec<u32>)> {
+        let (context, mut scratch) = (self.context(), Vec::new());
+        self.cache.extend(&mut scratch, 1).ok()?;
+        let furthest = self.running.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
+        // A backend may ask for a place for the furthest position in every table.
+        let all = (furthest + steps).div_ceil(BLOCK);
+        let mut lanes = Vec::new();
+        for sequence in &mut self.running {
+            let own = (sequence.tokens.len() + steps.min(sequence.room(context))).div_ceil(BLOCK);
+            if self.cache.extend(&mut sequence.table, own).is_err() {
+                self.cache.truncate(&mut scratch, 0);
+                return None;
+            }
+            let mut table = sequence.table.clone();
+            table.resize(all.max(table.len()), scratch[0]);
+            lanes.push(sequence.lane(table).expect("its choice was asked for before"));
+        }
+        Some((lanes, scratch))
+    }
+
+    fn run_burst(&mut self, lanes: &[Lane], steps: usize) -> Result<bool, Fault> {
+        let parts: Vec<Part> = (0..lanes.len()).map(|index| Part { index, rows: 1, logits: 1 }).collect();
+        let (step, context) = (self.step(&parts), self.context());
+        forward(&mut self.backend, &step)?;
+        if !self.take_up(lanes)? {
+            // The step is computed again, to the same bits.
+            return Ok(false);
+        }
+        // Of each that still runs, its place among the lanes.
+        let mut places: Vec<usize> = (0..lanes.len()).collect();
         let mut asked = 0;
         for done in 0..steps {
             let start = Instant::now();
-            let chooser = self.backend.chooser().expect("as before");
+            let chooser = self.backend.chooser().expect("it has taken them up");
             while asked < (done + 2).min(steps) {
                 chooser.advance()?;
                 asked += 1;
             }
             let drawn = chooser.collect()?;
             self.shared.metrics.step(0, start.elapsed());
-            let before = self.running.len();
-            for (mut sequence, drawn) in std::mem::take(&mut self.running).into_iter().zip(drawn) {
+            let (running, at) = (std::mem::take(&mut self.running), std::mem::take(&mut places));
+            let mut refused = false;
+            for (mut sequence, place) in running.into_iter().zip(at) {
                 sequence.computed = sequence.tokens.len();
-                let outcome = match drawn {
-                    Drawn::Token(token) => Outcome::Chosen(Chosen::of(token)),
-                    Drawn::NonFinite { nan, infinite, first } => Outcome::Refused(Refusal::Numeric(format!(
-                        "{nan} NaN and {infinite} infinite among {vocab} logits, the first at token id {first}"
-                    ))),
-                };
-                let on = self.settle(sequence, outcome, context);
-                self.running.extend(on);
+                let outcome = self.outcome(drawn[place]);
+                refused |= matches!(outcome, Outcome::Refused(_));
+                if let Some(sequence) = self.settle(sequence, outcome, context) {
+                    self.running.push(sequence);
+                    places.push(place);
+                }
             }
+            self.tell();
             // What is in flight ends before anything else begins; what it leaves lies beyond every end, and is written again.
-            let unwanted = |sequence: &Sequence| !sequence.is_wanted() || start >= sequence.job.deadline;
-            if self.running.len() < before || self.shared.waiting() > 0 || self.running.iter().any(unwanted) {
+            let over = lanes.len() - places.len();
+            let shed = places.is_empty() || over > lanes.len() / BALLAST;
+            if refused || shed || (over > 0 && self.waiting.len() > 0) || self.has_changed(start) {
                 break;
             }
         }
         Ok(true)
+    }
+
+    /// Whether somebody has come, has gone, or is out of time.
+    fn has_changed(&self, now: Instant) -> bool {
+        let unwanted = |sequence: &Sequence| !sequence.is_wanted() || now >= sequence.job.deadline;
+        self.shared.has_news() || self.running.iter().any(unwanted) || self.waiting.any(unwanted)
+    }
+
+    /// What the backend has chosen, as the host would say it.
+    pub(super) fn outcome(&self, drawn: Drawn) -> Outcome {
+        let vocab = self.backend.model().config.vocab;
+        match drawn {
+            Drawn::Token(token) => Outcome::Chosen(Chosen::of(token)),
+            Drawn::NonFinite { nan, infinite, first } => Outcome::Refused(Refusal::Numeric(format!(
+                "{nan} NaN and {infinite} infinite among {vocab} logits, the first at token id {first}"
+            ))),
+        }
     }
 }

@@ -221,14 +221,23 @@ impl<B: Backend> Scheduler<B> {
         let decoding = parts.iter().filter(|part| part.rows == 1 && part.logits == 1).count();
         let prompt = step.rows.len() - decoding;
         forward(&mut self.backend, &step)?;
-        // Asked for once: it may be a copy from a device, which may run behind its host until then.
-        let logits = if step.logits.is_empty() { &[] } else { self.backend.logits()? };
+        // The device may run behind its host until something is asked of it: then a step has taken its time.
+        let drawn = self.draw(parts)?;
+        let logits = match drawn {
+            // Asked for once: it may be a copy from a device.
+            None if !step.logits.is_empty() => self.backend.logits()?,
+            _ => &[],
+        };
         let elapsed = start.elapsed();
-        if !logits.is_empty() {
+        if !step.logits.is_empty() {
             self.pace.observe(prompt, decoding, elapsed);
         }
         self.shared.metrics.step(prompt, elapsed);
-        let mut outcomes = outcomes(&mut self.running, parts, logits, vocab).into_iter();
+        let outcomes = match drawn {
+            Some(drawn) => self.drawn(parts, drawn),
+            None => outcomes(&mut self.running, parts, logits, vocab),
+        };
+        let mut outcomes = outcomes.into_iter();
         for sequence in std::mem::take(&mut self.running) {
             let on = match outcomes.next().flatten() {
                 Some(outcome) => self.settle(sequence, outcome, context),
@@ -237,6 +246,19 @@ impl<B: Backend> Scheduler<B> {
             self.running.extend(on);
         }
         Ok(())
+    }
+
+    /// What a step of `parts` meant for each of those running, where the backend has chosen.
+    fn drawn(&mut self, parts: &[Part], drawn: Vec<Drawn>) -> Vec<Option<Outcome>> {
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        outcomes.resize_with(self.running.len(), || None);
+        let mut drawn = drawn.into_iter();
+        for part in parts {
+            self.running[part.index].computed += part.rows;
+            let chosen = if part.logits > 0 { drawn.next() } else { None };
+            outcomes[part.index] = Some(chosen.map_or(Outcome::Reading, |chosen| self.outcome(chosen)));
+        }
+        outcomes
     }
 
     fn step(&self, parts: &[Part]) -> Step {

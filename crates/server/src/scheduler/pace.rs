@@ -57,7 +57,9 @@ impl Pace {
 }
 
 /// Divides `rows` among prompts of which `pending` rows are to be computed, in the order of arrival: a quarter to the first
-/// to come, so that it ends whoever follows; the rest in even shares, so that a short prompt need not wait for a long one.
+/// to come, so that it ends whoever follows; the rest to those that are soonest done, so that a short prompt need not wait
+/// for a long one. Equal ones end one after the other: in even shares all would end when the last one does, and each step
+/// would hold a few rows of everyone, which attention likes least.
 pub(crate) fn share(pending: &[usize], rows: usize) -> Vec<usize> {
     let mut shares = vec![0; pending.len()];
     let Some(&oldest) = pending.first() else { return shares };
@@ -65,9 +67,8 @@ pub(crate) fn share(pending: &[usize], rows: usize) -> Vec<usize> {
     let mut left = rows - shares[0];
     let mut order: Vec<usize> = (0..pending.len()).collect();
     order.sort_by_key(|&i| pending[i]);
-    for (done, &i) in order.iter().enumerate() {
-        let share = left.div_ceil(order.len() - done);
-        let take = share.min(pending[i] - shares[i]).min(left);
+    for i in order {
+        let take = (pending[i] - shares[i]).min(left);
         shares[i] += take;
         left -= take;
     }
@@ -90,9 +91,11 @@ mod tests {
         check(&[10], 512, &[10]);
         check(&[1000], 512, &[512]);
         check(&[1000, 10], 100, &[90, 10]);
-        check(&[1000, 1000], 100, &[63, 37]);
-        check(&[10, 1000, 1000], 100, &[10, 45, 45]);
-        check(&[1000; 5], 4, &[2, 1, 1, 0, 0]);
+        check(&[1000, 1000], 100, &[100, 0]);
+        check(&[1000, 900, 900], 100, &[25, 75, 0]);
+        check(&[10, 1000, 1000], 100, &[10, 90, 0]);
+        check(&[1000, 20, 30], 100, &[50, 20, 30]);
+        check(&[1000; 5], 4, &[4, 0, 0, 0, 0]);
         check(&[1000, 1], 1, &[1, 0]);
     }
 

@@ -50,6 +50,12 @@ impl<T> Queue<T> {
         item
     }
 
+    /// Whether `holds` does for any that waits.
+    pub(crate) fn any(&self, mut holds: impl FnMut(&T) -> bool) -> bool {
+        let waiting = self.owners.iter().flat_map(|(_, waiting)| waiting);
+        self.returned.iter().chain(waiting).any(&mut holds)
+    }
+
     /// Takes out whatever `keep` does not want.
     pub(crate) fn take_unless(&mut self, mut keep: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut gone = Vec::new();

@@ -1,7 +1,7 @@
 //! One sequence in the engine: its tokens, its blocks, and how the next token is chosen. Knows nothing of other sequences.
 
 use engine::{SamplerError, logprobs};
-use model::{Choice, Row};
+use model::{Choice, Lane, Row};
 
 use crate::job::{Event, Finish, Job, JobError, Logprobs};
 
@@ -85,6 +85,18 @@ impl Sequence {
         let Job { grammar, logprobs, checksum, sampler, .. } = &self.job;
         let free = grammar.is_none() && logprobs.is_none() && !checksum && !self.scores_prompt();
         sampler.params().choice().filter(|_| free)
+    }
+
+    /// Itself, as what a backend goes on with that chooses its next tokens; none if that needs what only the host has.
+    pub(crate) fn lane(&self, table: Vec<u32>) -> Option<Lane> {
+        // Positions are below the context, which is below 2^32.
+        let position = self.tokens.len() as u32;
+        self.choice().map(|choice| Lane { position, table, choice })
+    }
+
+    /// Tokens that it may still get, for each of which there is a place.
+    pub(crate) fn room(&self, context: usize) -> usize {
+        (self.job.max_tokens - self.generated()).min(context.saturating_sub(self.tokens.len()))
     }
 
     /// The next `count` rows, of sequence `index` of a step.

@@ -1,0 +1,146 @@
+//! The CPU as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does: the contract of
+//! `model::Chooser` by the engine's own sampler. Tests of the engine and of the server share it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cpu::Cpu;
+use engine::{Sampler, SamplerError, SamplerParams};
+use model::{BLOCK, Backend, Buffer, Chooser, Chosen, Fault, Lane, Model, Row, Site, Step, forward};
+
+/// What a backend was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// Steps that the host put together.
+    pub(crate) steps: AtomicUsize,
+    /// Copies of logits to the host.
+    pub(crate) logits: AtomicUsize,
+    /// Times that sequences were taken up.
+    pub(crate) starts: AtomicUsize,
+    /// Choices, of one token for every sequence.
+    pub(crate) draws: AtomicUsize,
+}
+
+impl Asked {
+    pub(crate) fn add(count: &AtomicUsize) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+pub(crate) struct Ahead {
+    cpu: Cpu,
+    /// Sequences at a time.
+    most: usize,
+    lanes: Vec<Lane>,
+    chosen: VecDeque<Vec<Chosen>>,
+    asked: Arc<Asked>,
+}
+
+impl Ahead {
+    pub(crate) fn new(cpu: Cpu, most: usize, asked: Arc<Asked>) -> Ahead {
+        Ahead { cpu, most, lanes: Vec::new(), chosen: VecDeque::new(), asked }
+    }
+}
+
+impl Backend for Ahead {
+    fn model(&self) -> &Model {
+        self.cpu.model()
+    }
+    fn max_rows(&self) -> usize {
+        self.cpu.max_rows()
+    }
+    fn context(&self) -> usize {
+        self.cpu.context()
+    }
+    fn kv_blocks(&self) -> usize {
+        self.cpu.kv_blocks()
+    }
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        Asked::add(&self.asked.steps);
+        self.cpu.begin(step)
+    }
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        self.cpu.run(site)
+    }
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+        self.cpu.read(buffer)
+    }
+    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
+        self.cpu.write(buffer, values)
+    }
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        Asked::add(&self.asked.logits);
+        self.cpu.logits()
+    }
+    fn chooser(&mut self) -> Option<&mut dyn Chooser> {
+        Some(self)
+    }
+}
+
+fn choose(lane: &Lane, logits: &[f32]) -> Chosen {
+    let choice = &lane.choice;
+    let params = SamplerParams {
+        temperature: choice.inverse_temperature.map_or(0.0, |t| 1.0 / t),
+        top_k: choice.top_k as usize,
+        top_p: choice.top_p,
+        min_p: choice.min_p,
+        seed: choice.seed,
+        ..SamplerParams::default()
+    };
+    let mut sampler = Sampler::new(params).expect("a choice comes from parameters that were checked");
+    match sampler.sample(logits, &[], u64::from(lane.position)) {
+        Ok(token) => Chosen::Token(token),
+        Err(SamplerError::NonFinite { nan, infinite, first, .. }) => {
+            let count = |n: usize| u32::try_from(n).expect("a vocabulary's ids are u32");
+            Chosen::NonFinite { nan: count(nan), infinite: count(infinite), first: count(first) }
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Chooser for Ahead {
+    fn start(&mut self, lanes: &[Lane]) -> Result<(), Fault> {
+        if lanes.len() > self.most {
+            return Err(Fault::Capacity {
+                what: "a number of sequences",
+                got: lanes.len(),
+                limit: self.most,
+            });
+        }
+        Asked::add(&self.asked.starts);
+        self.chosen.clear();
+        self.lanes = lanes.to_vec();
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<(), Fault> {
+        Asked::add(&self.asked.draws);
+        let vocab = self.cpu.model().config.vocab;
+        let logits = self.cpu.logits()?;
+        assert_eq!(logits.len(), self.lanes.len() * vocab, "a row for each lane");
+        let rows = self.lanes.iter().zip(logits.chunks_exact(vocab));
+        let chosen: Vec<Chosen> = rows.map(|(lane, logits)| choose(lane, logits)).collect();
+        // A token for a place that does not exist is chosen, and not fed.
+        let places = self.lanes.iter().map(|lane| lane.table.len() * BLOCK).min().unwrap_or(0);
+        let furthest = self.lanes.iter().map(|lane| lane.position as usize).max().unwrap_or(0);
+        if furthest < places.min(self.cpu.context()) {
+            let mut step = Step::default();
+            for (sequence, (lane, chosen)) in (0..).zip(self.lanes.iter().zip(&chosen)) {
+                // A sequence whose numbers went wrong goes on with any token: nobody wants it.
+                let token = if let Chosen::Token(token) = *chosen { token } else { 0 };
+                step.rows.push(Row { token, position: lane.position, sequence });
+                step.tables.push(lane.table.clone());
+                step.logits.push(sequence);
+            }
+            forward(&mut self.cpu, &step)?;
+        }
+        self.lanes.iter_mut().for_each(|lane| lane.position += 1);
+        self.chosen.push_back(chosen);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<Chosen>, Fault> {
+        Ok(self.chosen.pop_front().expect("no more is collected than was asked for"))
+    }
+}

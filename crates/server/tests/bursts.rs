@@ -1,0 +1,86 @@
+//! Where the backend can choose tokens, next to nothing passes between it and the host: what the server asks of it is counted,
+//! with the requests that `tools/gpu/serve_speed.py` measures.
+
+#[path = "../../engine/tests/ahead/mod.rs"]
+mod ahead;
+mod client;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use ahead::{Ahead, Asked};
+use client::{Shape, metric, post, served, start_with};
+use model::Backend;
+use serde_json::json;
+use server::{EngineLimits, Options};
+
+const TOKENS: usize = 96;
+
+/// `streams` requests at once, `running` at a time, the `i`-th with `tokens(i)` tokens: what the backend was asked for.
+fn check(streams: usize, running: usize, tokens: fn(usize) -> usize) -> Arc<Asked> {
+    let asked = Arc::new(Asked::default());
+    let wrap = {
+        let asked = asked.clone();
+        move |cpu| Box::new(Ahead::new(cpu, 64, asked.clone())) as Box<dyn Backend>
+    };
+    let engine = EngineLimits { running, ..EngineLimits::default() };
+    let server = start_with(served(Shape::default(), wrap), Options { engine, ..Options::default() });
+    thread::scope(|scope| {
+        for i in 0..streams {
+            let server = &server;
+            scope.spawn(move || {
+                let prompt: Vec<usize> = (0..100).map(|at| 100 + (at * 31 + i * 977) % 1800).collect();
+                let body = json!({
+                    "prompt": prompt, "max_tokens": tokens(i), "stream": true, "seed": i, "temperature": 0.8,
+                    "ignore_eos": true, "stream_options": { "include_usage": true },
+                });
+                let (events, done) = post(server, "/v1/completions", &body).events();
+                assert!(done, "{events:?}");
+                let usage = &events[events.len() - 1]["usage"];
+                assert_eq!(usage["completion_tokens"], tokens(i), "{usage}");
+            });
+        }
+    });
+    assert_eq!(metric(&server, "tally_kv_blocks_available"), metric(&server, "tally_kv_blocks"));
+    server.stop();
+    asked
+}
+
+fn get(count: &AtomicUsize) -> usize {
+    count.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_stream() {
+    let asked = check(1, 4, |_| TOKENS);
+    assert_eq!(get(&asked.logits), 0, "no logits come to the host");
+    assert!(get(&asked.starts) <= 2, "its prompt's draw, and a burst: {asked:?}");
+    assert_eq!(get(&asked.draws), TOKENS, "each token is chosen once");
+}
+
+#[test]
+fn streams_together() {
+    let asked = check(8, 8, |_| TOKENS);
+    assert_eq!(get(&asked.logits), 0, "{asked:?}");
+    // Prompts come in one after the other; then all decode.
+    assert!(get(&asked.draws) < TOKENS + 60, "{asked:?}");
+    assert!(get(&asked.starts) < 40, "{asked:?}");
+}
+
+/// Who waits for others to end does not keep these from going on by themselves.
+#[test]
+fn with_a_queue() {
+    let asked = check(6, 2, |_| TOKENS);
+    assert_eq!(get(&asked.logits), 0, "{asked:?}");
+    assert!(get(&asked.starts) < 40, "{asked:?}");
+    assert!(get(&asked.draws) < 3 * (TOKENS + 30), "{asked:?}");
+}
+
+/// Of many, a few may end without the others beginning anew.
+#[test]
+fn one_after_the_other() {
+    let asked = check(16, 16, |i| TOKENS + i);
+    assert_eq!(get(&asked.logits), 0, "{asked:?}");
+    assert!(get(&asked.starts) < 60, "{asked:?}");
+}
