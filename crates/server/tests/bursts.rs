@@ -13,38 +13,56 @@ use ahead::{Ahead, Asked};
 use client::{Shape, metric, post, served, start_with};
 use model::Backend;
 use serde_json::json;
-use server::{EngineLimits, Options};
+use server::{EngineLimits, Options, Server};
 
+const PROMPT: usize = 100;
 const TOKENS: usize = 96;
 
-/// `streams` requests at once, `running` at a time, the `i`-th with `tokens(i)` tokens: what the backend was asked for.
+/// `streams` requests at once, `running` at a time, the `i`-th with `tokens(i)` tokens: what the backend was asked for. The
+/// texts are those of a backend that cannot choose.
 fn check(streams: usize, running: usize, tokens: fn(usize) -> usize) -> Arc<Asked> {
     let asked = Arc::new(Asked::default());
     let wrap = {
         let asked = asked.clone();
         move |cpu| Box::new(Ahead::new(cpu, 64, asked.clone())) as Box<dyn Backend>
     };
-    let engine = EngineLimits { running, ..EngineLimits::default() };
-    let server = start_with(served(Shape::default(), wrap), Options { engine, ..Options::default() });
-    thread::scope(|scope| {
-        for i in 0..streams {
-            let server = &server;
-            scope.spawn(move || {
-                let prompt: Vec<usize> = (0..100).map(|at| 100 + (at * 31 + i * 977) % 1800).collect();
-                let body = json!({
-                    "prompt": prompt, "max_tokens": tokens(i), "stream": true, "seed": i, "temperature": 0.8,
-                    "ignore_eos": true, "stream_options": { "include_usage": true },
-                });
-                let (events, done) = post(server, "/v1/completions", &body).events();
-                assert!(done, "{events:?}");
-                let usage = &events[events.len() - 1]["usage"];
-                assert_eq!(usage["completion_tokens"], tokens(i), "{usage}");
-            });
-        }
-    });
-    assert_eq!(metric(&server, "tally_kv_blocks_available"), metric(&server, "tally_kv_blocks"));
-    server.stop();
+    let ask_all = |served| {
+        let engine = EngineLimits { running, ..EngineLimits::default() };
+        let server = start_with(served, Options { engine, ..Options::default() });
+        let texts = thread::scope(|scope| {
+            let one = |i| {
+                (
+                    i,
+                    scope.spawn({
+                        let server = &server;
+                        move || ask(server, i, tokens(i))
+                    }),
+                )
+            };
+            let all: Vec<_> = (0..streams).map(one).collect();
+            all.into_iter().map(|(i, one)| (i, one.join().expect("it ends"))).collect::<Vec<_>>()
+        });
+        assert_eq!(metric(&server, "tally_kv_blocks_available"), metric(&server, "tally_kv_blocks"));
+        server.stop();
+        texts
+    };
+    let shape = Shape::default();
+    assert_eq!(ask_all(served(shape, wrap)), ask_all(served(shape, |cpu| Box::new(cpu))));
     asked
+}
+
+/// The text of the `i`-th stream.
+fn ask(server: &Server, i: usize, tokens: usize) -> String {
+    let prompt: Vec<usize> = (0..PROMPT).map(|at| 100 + (at * 31 + i * 977) % 1800).collect();
+    let body = json!({
+        "prompt": prompt, "max_tokens": tokens, "stream": true, "seed": i, "temperature": 0.8, "ignore_eos": true,
+        "stream_options": { "include_usage": true },
+    });
+    let (events, done) = post(server, "/v1/completions", &body).events();
+    assert!(done, "{events:?}");
+    let usage = &events[events.len() - 1]["usage"];
+    assert_eq!(usage["completion_tokens"], tokens, "{usage}");
+    events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect()
 }
 
 fn get(count: &AtomicUsize) -> usize {
@@ -82,5 +100,13 @@ fn with_a_queue() {
 fn one_after_the_other() {
     let asked = check(16, 16, |i| TOKENS + i);
     assert_eq!(get(&asked.logits), 0, "{asked:?}");
+    assert!(get(&asked.starts) < 60, "{asked:?}");
+}
+
+/// What goes on as ballast writes into no block that is another's: it ends with its block full, so that whatever it computes
+/// beyond its end goes elsewhere.
+#[test]
+fn ballast() {
+    let asked = check(16, 16, |i| if i % 8 == 1 { 192 - PROMPT } else { 192 - PROMPT + 60 });
     assert!(get(&asked.starts) < 60, "{asked:?}");
 }
