@@ -60,7 +60,7 @@ for part in "$@"; do
     case "$part" in
     tests)
         evidence gpu-tests 'every GPU test: bits equal to the CPU, refusals, repeats' -- \
-            "$bin/gpu-tests" --ignored --test-threads 1 2>&1 | tee "$logs/tests.log" || status=1
+            "$bin/gpu-tests" --ignored --test-threads 4 2>&1 | tee "$logs/tests.log" || status=1
         evidence kernel-tests 'each kernel between the products equals its twin on the CPU' -- \
             "$bin/kernel-tests" --ignored --test-threads 1 2>&1 | tee "$logs/kernel-tests.log" || status=1 ;;
     test:*) "$bin/gpu-tests" --ignored --test-threads 1 "${part#test:}" 2>&1 | tee "$logs/test.log" || status=1 ;;

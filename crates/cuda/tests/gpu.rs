@@ -7,8 +7,10 @@
 mod bits;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use cuda::{KernelFiles, Place};
+use model::Model;
 use quant::fixed::Activations;
 
 use bits::models::{SMALL, SUPER, like_30b, mixed, q4_k_m, shape, uniform};
@@ -27,20 +29,30 @@ fn setup() -> Setup {
 #[test]
 #[ignore = "needs a GPU: just gpu-test"]
 fn every_type_in_every_position() {
+    let mut models = Vec::new();
     for dense in [false, true] {
         for (k256, types) in [(true, [&SUPER[..], &SMALL].concat()), (false, SMALL.to_vec())] {
             for dtype in types {
                 let model = uniform(&shape(dense, k256, 4, if k256 { 64 } else { 32 }), 7, dtype);
-                let name = format!("{dtype} dense {dense} k256 {k256}");
-                checks::sequence(&name, &model, &setup(), &[5, 1, 33, 1], lockstep);
+                models.push((format!("{dtype} dense {dense} k256 {k256}"), model));
             }
         }
+    }
+    sequences(&models, &setup(), &[5, 1, 33, 1]);
+}
+
+/// Compiles the kernels of all models at once, then compares every stage of each.
+fn sequences(models: &[(String, Arc<Model>)], setup: &Setup, chunks: &[usize]) {
+    setup.compile(&models.iter().map(|(_, model)| model.clone()).collect::<Vec<_>>());
+    for (name, model) in models {
+        checks::sequence(name, model, setup, chunks, lockstep);
     }
 }
 
 #[test]
 #[ignore = "needs a GPU: just gpu-test"]
 fn any_mix_of_types() {
+    let mut models = Vec::new();
     for seed in 0..8 {
         let (dense, k256) = (seed % 2 == 1, seed % 4 < 2);
         let heads = [4, 8, 2, 3][seed as usize % 4];
@@ -49,12 +61,10 @@ fn any_mix_of_types() {
             continue;
         }
         let model = mixed(&shape(dense, k256, heads, head_dim.max(32)), seed, k256);
-        for activations in [Activations::A16, Activations::A8] {
-            let setup = Setup { activations, ..setup() };
-            let name = format!("mix {seed} {}", activations.name());
-            checks::sequence(&name, &model, &setup, &[7, 1, 2, 65, 1], lockstep);
-        }
+        models.push((format!("mix {seed}"), model));
     }
+    sequences(&models, &setup(), &[7, 1, 2, 65, 1]);
+    sequences(&models, &setup().a8(), &[7, 1, 2, 65, 1]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub(crate) fn batches(model: &Arc<Model>, setup: &Setup, sizes: &[usize]) {
             let mut prefill = Step::prefill(&prompt, 0, vec![2 * s, 2 * s + 1]);
             prefill.logits.clear();
             forward(&mut cpu, &prefill).unwrap();
-            forward(&mut cuda, &prefill).unwrap();
+            forward(&mut *cuda, &prefill).unwrap();
             step.rows.push(Row { token: s % vocab as u32, position: n, sequence: s });
         }
         for round in 0..3 {
@@ -66,7 +66,7 @@ pub(crate) fn repeats(model: &Arc<Model>, setup: &Setup, rows: &[usize], times: 
         let step = Step::prefill(&tokens(1, n, model.config.vocab), 0, table(n));
         let mut first: Option<Vec<f32>> = None;
         for i in 0..times {
-            forward(&mut cuda, &step).unwrap();
+            forward(&mut *cuda, &step).unwrap();
             let logits = cuda.logits().unwrap();
             same(&format!("{n} rows, repeat {i}"), first.get_or_insert_with(|| logits.to_vec()), logits);
         }
@@ -82,7 +82,7 @@ pub(crate) fn reads_after_a_step(what: &str, model: &Arc<Model>, setup: &Setup, 
         let what = format!("{what}, {rows} rows, step {i}");
         let step = Step::prefill(&tokens(i as u64, rows, vocab), (i * rows) as u32, table(rows * times));
         forward(&mut cpu, &step).unwrap();
-        forward(&mut cuda, &step).unwrap();
+        forward(&mut *cuda, &step).unwrap();
         let mut gone = Vec::new();
         for buffer in Buffer::ALL {
             match (cpu.read(buffer), cuda.read(buffer)) {
@@ -162,7 +162,7 @@ fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_ea
         let rows: Vec<Row> = rows.map(|r| Row { sequence: 0, ..*r }).collect();
         let before = Step { rows, tables: vec![lane.table.clone()], logits: vec![] };
         forward(&mut cpu, &before).unwrap();
-        forward(&mut cuda, &before).unwrap();
+        forward(&mut *cuda, &before).unwrap();
     }
     step.rows.retain(|r| r.position + 1 == lanes[r.sequence as usize].position);
     step.logits = (0..params.len() as u32).collect();
@@ -190,7 +190,7 @@ fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_ea
 pub(crate) fn a_little_of_everything(model: &Arc<Model>, setup: &Setup) {
     let mut cuda = setup.cuda(model);
     for (start, n) in [(0, 70), (70, 1), (71, 1), (72, 1), (73, 5)] {
-        forward(&mut cuda, &Step::prefill(&tokens(2, n, model.config.vocab), start, table(200))).unwrap();
+        forward(&mut *cuda, &Step::prefill(&tokens(2, n, model.config.vocab), start, table(200))).unwrap();
     }
     let warm = SamplerParams { top_k: 20, top_p: 0.9, min_p: 0.01, ..SamplerParams::default() };
     let lane = Lane { position: 78, table: table(200), choice: warm.choice().unwrap() };

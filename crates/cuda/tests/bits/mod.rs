@@ -8,11 +8,12 @@ pub(crate) mod checks;
 pub(crate) mod models;
 
 use std::env;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cpu::Cpu;
-use cuda::{Compiler, Cuda, KernelFiles, Place};
+use cuda::{Compiler, Cuda, KernelFiles, Place, Unit, compile_all, units};
 use model::{BLOCK, Backend, Ffn, Model, Site, Stage, Step, forward};
 use quant::fixed::Activations;
 
@@ -59,7 +60,22 @@ impl Setup {
         Cpu::new(model.clone(), &options).unwrap()
     }
 
-    pub(crate) fn cuda(&self, model: &Arc<Model>) -> Cuda {
+    /// Compiles what these models need and is not kept yet, all of it side by side: by itself, each model would wait for
+    /// its slowest file. What needs the longest comes first.
+    pub(crate) fn compile(&self, models: &[Arc<Model>]) {
+        let Place::Gpu(ordinal) = self.place else { return };
+        let _one = alone(&COMPILER);
+        let gpus = cuda::gpus().unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place));
+        let gpu = gpus.get(ordinal).unwrap_or_else(|| panic!("there is no GPU {ordinal}"));
+        let compiler = Compiler::of(gpu, &self.kernels).unwrap();
+        let mut work: Vec<Unit> = models.iter().flat_map(|model| units(model, self.activations)).collect();
+        work.sort_by_key(|unit| SLOWEST.iter().position(|slow| unit.name == *slow).unwrap_or(SLOWEST.len()));
+        compile_all(&compiler, &work).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    pub(crate) fn cuda(&self, model: &Arc<Model>) -> Placed {
+        self.compile(std::slice::from_ref(model));
+        let alone = matches!(self.place, Place::Gpu(_)).then(|| alone(&GPU));
         let options = cuda::Options {
             place: self.place,
             activations: self.activations,
@@ -69,8 +85,45 @@ impl Setup {
             kernels: self.kernels.clone(),
             graphs: self.graphs,
         };
-        Cuda::new(model.clone(), &options, &mut |_, _| ())
-            .unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place))
+        let cuda = Cuda::new(model.clone(), &options, &mut |_, _| ());
+        let cuda =
+            cuda.unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place));
+        Placed { cuda, _alone: alone }
+    }
+}
+
+/// Files that take a compiler the longest, in order.
+const SLOWEST: [&str; 3] = ["product_many.cu", "product.cu", "product_stream.cu"];
+
+/// Held while a test compiles: two that need the same kernels do not compile them twice.
+static COMPILER: Mutex<()> = Mutex::new(());
+/// Held while a backend is on the GPU: some kernels' blocks wait for one another, which two streams at once may keep from
+/// being resident together.
+static GPU: Mutex<()> = Mutex::new(());
+
+/// A test that failed has left nothing behind that the next one could stumble over.
+fn alone(what: &'static Mutex<()>) -> MutexGuard<'static, ()> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A backend, alone on the GPU as long as it lives: tests that compile or compute on the CPU go on beside it.
+pub(crate) struct Placed {
+    // Dropped in order.
+    cuda: Cuda,
+    _alone: Option<MutexGuard<'static, ()>>,
+}
+
+impl Deref for Placed {
+    type Target = Cuda;
+
+    fn deref(&self) -> &Cuda {
+        &self.cuda
+    }
+}
+
+impl DerefMut for Placed {
+    fn deref_mut(&mut self) -> &mut Cuda {
+        &mut self.cuda
     }
 }
 
