@@ -1,15 +1,15 @@
 //! Generation is the same whether the host chooses the tokens or the backend does.
 
 #[allow(dead_code, reason = "the server's tests use the rest")]
-mod ahead;
+mod over_cpu;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ahead::Ahead;
 use cpu::{Cpu, Options};
 use engine::{Engine, Finish, Sampler, SamplerParams, Session};
 use model::{Backend, Model};
+use over_cpu::Ahead;
 use quant::{Mix, MixContext};
 use synth::Shape;
 

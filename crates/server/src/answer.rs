@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::error::ApiError;
 use crate::grammar::{Grammar, Matcher, Since};
-use crate::job::{Event, Finish, Job, JobError, Logprobs, Ticket};
+use crate::job::{Event, Finish, Job, JobError, Logprobs};
+use crate::places::{Owner, Ticket};
 use crate::service::Service;
 use crate::text::{Delta, Syntax, Text};
 use crate::verify::{Outcome, Question};
@@ -36,6 +37,8 @@ pub(crate) struct Generation {
     pub(crate) syntax: Syntax,
     /// Goes on where the model would end.
     pub(crate) ignore_end: bool,
+    /// The answer ends with its first call.
+    pub(crate) one_call: bool,
 }
 
 /// Who asks.
@@ -43,7 +46,7 @@ pub(crate) struct Generation {
 pub(crate) struct Caller {
     /// The request's id.
     pub(crate) id: Arc<str>,
-    pub(crate) owner: u64,
+    pub(crate) owner: Owner,
 }
 
 /// A part of an answer.
@@ -126,7 +129,7 @@ impl Service {
             return Err(ApiError::invalid("n", format!("n is {choices}; it must be from 1 to {most}")));
         }
         // Before the prompt is looked at: an engine that is not there has no context.
-        let tickets = self.engine.reserve(*choices).map_err(|why| self.unavailable(why))?;
+        let tickets = self.engine.reserve(caller.owner, *choices).map_err(|why| self.unavailable(why))?;
         let max_tokens = self.room(prompt.len(), generation.max_tokens)?;
         let sampler = |i: u64| {
             let seed = sampling.seed.wrapping_add(i);
@@ -343,10 +346,21 @@ impl Choice {
                 return false;
             }
         };
+        let mut called = false;
         for delta in deltas {
+            called = self.generation.one_call && matches!(delta, Delta::CallEnd { .. });
             if !self.send(Piece::Delta(delta)).await {
                 return false;
             }
+            // A token may hold the end of a call and the beginning of another.
+            if called {
+                break;
+            }
+        }
+        if called {
+            let end = End { why: Why::Calls, usage: self.usage };
+            self.send(Piece::End(end)).await;
+            return false;
         }
         if self.text.stopped().is_some() {
             // What the engine computed in the meantime is dropped with its channel.

@@ -99,6 +99,7 @@ impl Service {
             generation.grammar = Some((grammar, since));
             generation.grammar_field = field;
         }
+        generation.one_call = !chat.parallel;
         let tools = if chat.choice == ToolChoice::None { Tools::default() } else { Tools(chat.tools) };
         generation.syntax =
             Syntax { reasoning: template.reasons, begins_in_reasoning, tools: Arc::new(tools) };

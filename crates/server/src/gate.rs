@@ -1,10 +1,13 @@
 //! Who may ask: keys, host names and web origins. Knows no routes but which of them tell no secrets.
 
+use std::net::IpAddr;
+
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
+use crate::places::Owner;
 use crate::service::Options;
 
 /// Decides by a request's head.
@@ -25,15 +28,15 @@ impl Gate {
         }
     }
 
-    /// Lets a request in, and says whose it is.
+    /// Lets a request of `peer` in, and says whose it is.
     ///
     /// # Errors
     /// 401 without a key that fits, 403 for a host or an origin that is not answered.
-    pub(crate) fn admit(&self, path: &str, headers: &HeaderMap) -> Result<u64, ApiError> {
+    pub(crate) fn admit(&self, path: &str, headers: &HeaderMap, peer: IpAddr) -> Result<Owner, ApiError> {
         self.check_host(headers)?;
         self.check_origin(headers)?;
         if self.keys.is_empty() || is_public(path) {
-            return Ok(0);
+            return Ok(Owner::of_peer(peer));
         }
         let refused =
             |message: &str| Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
@@ -43,9 +46,9 @@ impl Gate {
         let digest: [u8; 32] = Sha256::digest(key).into();
         // All keys are looked at, whichever fits.
         let mut found = None;
-        for (owner, known) in (1..).zip(&self.keys) {
+        for (number, known) in self.keys.iter().enumerate() {
             if bool::from(digest.ct_eq(known)) {
-                found = Some(owner);
+                found = Some(Owner::Key(number));
             }
         }
         match found {
@@ -161,21 +164,28 @@ mod tests {
     fn keys() {
         let options = Options { keys: vec!["one".into(), "two".into()], ..Options::default() };
         let gate = Gate::new(&options);
-        let check = |path: &str, pairs: &[(&str, &str)], want: Result<u64, u16>| {
-            let got = gate.admit(path, &headers(pairs)).map_err(|error| error.status.as_u16());
+        let peer: IpAddr = "10.0.0.7".parse().expect("an address");
+        let check = |path: &str, pairs: &[(&str, &str)], want: Result<Owner, u16>| {
+            let got = gate.admit(path, &headers(pairs), peer).map_err(|error| error.status.as_u16());
             assert_eq!(got, want, "{path} {pairs:?}");
         };
-        check("/v1/models", &[("authorization", "Bearer one")], Ok(1));
-        check("/v1/models", &[("authorization", "bearer  two")], Ok(2));
-        check("/v1/models", &[("x-api-key", "two")], Ok(2));
+        check("/v1/models", &[("authorization", "Bearer one")], Ok(Owner::Key(0)));
+        check("/v1/models", &[("authorization", "bearer  two")], Ok(Owner::Key(1)));
+        check("/v1/models", &[("x-api-key", "two")], Ok(Owner::Key(1)));
         for wrong in ["Bearer", "Bearer ", "Bearer on", "Bearer onee", "Basic one", "one", ""] {
             check("/v1/models", &[("authorization", wrong)], Err(401));
         }
         check("/v1/models", &[], Err(401));
         check("/metrics", &[], Err(401));
-        check("/health", &[], Ok(0));
-        check("/", &[], Ok(0));
-        assert_eq!(Gate::new(&Options::default()).admit("/v1/models", &HeaderMap::new()), Ok(0));
+        check("/health", &[], Ok(Owner::Peer(peer)));
+        check("/", &[], Ok(Owner::Peer(peer)));
+    }
+
+    #[test]
+    fn without_keys_an_address_owns() {
+        let gate = Gate::new(&Options::default());
+        let peer = "10.0.0.7".parse().expect("an address");
+        assert_eq!(gate.admit("/v1/models", &HeaderMap::new(), peer), Ok(Owner::Peer(peer)));
     }
 
     #[test]
@@ -189,7 +199,11 @@ mod tests {
         let check = |host: &str, origin: &str, want: bool| {
             let mut pairs = vec![("host", host)];
             pairs.extend((!origin.is_empty()).then_some(("origin", origin)));
-            assert_eq!(gate.admit("/", &headers(&pairs)).is_ok(), want, "{pairs:?}");
+            assert_eq!(
+                gate.admit("/", &headers(&pairs), IpAddr::from([127, 0, 0, 1])).is_ok(),
+                want,
+                "{pairs:?}"
+            );
         };
         check("localhost:8080", "", true);
         check("LOCALHOST", "", true);

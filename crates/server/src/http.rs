@@ -1,16 +1,17 @@
 //! Requests in, responses out: routes, bodies, ids, and the connections themselves with their limits. Knows no protocol's
 //! fields.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Router};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -145,7 +146,8 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let id = request_id(&request);
     let asked = request.headers().clone();
-    let mut response = match app.gate.admit(&path, &asked) {
+    let peer = request.extensions().get::<SocketAddr>().expect("every connection has a peer").ip();
+    let mut response = match app.gate.admit(&path, &asked, peer) {
         _ if method == Method::OPTIONS => preflight(&app, &method, &asked),
         Ok(owner) => {
             request.extensions_mut().insert(Caller { id: id.clone(), owner });
@@ -239,11 +241,11 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
     let places = Arc::new(Semaphore::new(service.options.connections));
     loop {
         let place = places.clone().acquire_owned().await.expect("it is never closed");
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 // Out of descriptors, say: others will close.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -259,8 +261,8 @@ pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, mut stop
         http.timer(TokioTimer::new())
             .header_read_timeout(service.options.read_timeout)
             .max_buf_size(64 << 10);
-        let connection =
-            http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        let router = router.clone().layer(Extension(peer));
+        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         let connection = open.watch(connection);
         tokio::spawn(async move {
             // How a connection ends is its client's affair.

@@ -1,20 +1,20 @@
 //! What the engine's thread is asked and what it answers: one sequence of tokens. Knows nothing of text, protocols or HTTP.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use engine::{Sampler, TokenLogprob};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::grammar::Matcher;
+use crate::places::{Owner, Ticket};
 
 /// A sequence to generate.
 pub(crate) struct Job {
     /// The request's id, in logs and captures.
     pub(crate) id: Arc<str>,
     /// Whose it is: owners take turns.
-    pub(crate) owner: u64,
+    pub(crate) owner: Owner,
     /// At least one token; with [`Job::max_tokens`] no longer than the context.
     pub(crate) prompt: Vec<u32>,
     /// Tokens that end the sequence and are not part of it.
@@ -103,41 +103,4 @@ pub(crate) enum JobError {
     /// The sampler or the grammar has no token.
     #[error("no token can be chosen: {0}")]
     Choice(String),
-}
-
-/// A place in the queue, held from before a request is accepted until its turn comes.
-#[derive(Debug)]
-pub(crate) struct Ticket(Arc<AtomicUsize>);
-
-impl Ticket {
-    /// `n` places of a queue that holds `most`, or none.
-    pub(crate) fn take(waiting: &Arc<AtomicUsize>, n: usize, most: usize) -> Option<Vec<Ticket>> {
-        let more = |now: usize| now.checked_add(n).filter(|&then| then <= most);
-        waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
-        Some((0..n).map(|_| Ticket(waiting.clone())).collect())
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_in_the_queue() {
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let two = Ticket::take(&waiting, 2, 3).expect("free");
-        assert!(Ticket::take(&waiting, 2, 3).is_none(), "all or none");
-        let one = Ticket::take(&waiting, 1, 3).expect("free");
-        assert!(Ticket::take(&waiting, 1, 3).is_none());
-        assert!(Ticket::take(&waiting, usize::MAX, 3).is_none());
-        drop(two);
-        drop(one);
-        assert_eq!(waiting.load(Ordering::Acquire), 0);
-    }
 }

@@ -12,6 +12,7 @@ mod job;
 mod metrics;
 mod page;
 mod patience;
+mod places;
 mod scheduler;
 mod service;
 mod sse;

@@ -12,6 +12,7 @@ use crate::answer::Caller;
 use crate::grammar::Matcher;
 use crate::job::{Event, Finish, Job};
 use crate::metrics::Metrics;
+use crate::places::Owner;
 use crate::worker::{Engine, EngineLimits, Factory};
 
 /// Answers that wait to be compared; beyond them some are not.
@@ -67,7 +68,7 @@ impl Verifier {
 
     /// Computes the answer to `question` again, and compares it with `outcome`.
     pub(crate) async fn compare(self: Arc<Self>, question: Question, outcome: Outcome) {
-        let Ok(mut tickets) = self.engine.reserve(1) else {
+        let Ok(mut tickets) = self.engine.reserve(Owner::Server, 1) else {
             tracing::debug!(request = &*question.caller.id, "not verified: too many wait");
             return;
         };
@@ -75,7 +76,7 @@ impl Verifier {
         let (events, mut answers) = mpsc::unbounded_channel();
         self.engine.submit(Job {
             id: id.clone(),
-            owner: 0,
+            owner: Owner::Server,
             prompt: question.prompt,
             ends: question.ends,
             max_tokens: question.max_tokens,

@@ -14,8 +14,9 @@ use std::time::Duration;
 use model::Backend;
 
 use crate::capture::Captures;
-use crate::job::{Job, JobError, Ticket};
+use crate::job::{Job, JobError};
 use crate::metrics::Metrics;
+use crate::places::{Owner, Places, Ticket};
 use crate::scheduler::{Scheduler, Waiting};
 
 /// Failures in a row after which no new backend is made.
@@ -62,7 +63,7 @@ pub(crate) enum Health {
 pub(crate) struct Shared {
     pub(crate) limits: EngineLimits,
     pub(crate) metrics: Metrics,
-    waiting: Arc<AtomicUsize>,
+    places: Arc<Places>,
     /// Jobs on their way to the engine's thread.
     arriving: AtomicUsize,
     health: AtomicU8,
@@ -98,7 +99,7 @@ impl Shared {
 
     /// Sequences that wait, whether the engine has heard of them or not.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Acquire)
+        self.places.taken()
     }
 
     /// Whether the engine's thread should look up: jobs have come that it has not heard of, or it is to end.
@@ -145,7 +146,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             limits,
             metrics,
-            waiting: Arc::default(),
+            places: Arc::default(),
             arriving: AtomicUsize::new(0),
             health: AtomicU8::new(Health::Loading as u8),
             context: AtomicUsize::new(0),
@@ -161,11 +162,11 @@ impl Engine {
         &self.shared
     }
 
-    /// Places in the queue for `n` sequences.
-    pub(crate) fn reserve(&self, n: usize) -> Result<Vec<Ticket>, Unavailable> {
+    /// Places in the queue for `n` sequences of `owner`.
+    pub(crate) fn reserve(&self, owner: Owner, n: usize) -> Result<Vec<Ticket>, Unavailable> {
         match self.shared.health() {
             Health::Ready => {
-                Ticket::take(&self.shared.waiting, n, self.shared.limits.waiting).ok_or(Unavailable::Busy)
+                self.shared.places.take(owner, n, self.shared.limits.waiting).ok_or(Unavailable::Busy)
             }
             Health::Loading | Health::Draining => Err(Unavailable::NotReady),
             Health::Dead => Err(Unavailable::Dead),

@@ -1,17 +1,17 @@
 //! Where the backend can choose tokens, next to nothing passes between it and the host: what the server asks of it is counted,
 //! with the requests that `tools/gpu/serve_speed.py` measures.
 
-#[path = "../../engine/tests/ahead/mod.rs"]
-mod ahead;
 mod client;
+#[path = "../../engine/tests/over_cpu/mod.rs"]
+mod over_cpu;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use ahead::{Ahead, Asked};
 use client::{Shape, metric, post, served, start_with};
 use model::Backend;
+use over_cpu::{Ahead, Asked};
 use serde_json::json;
 use server::{EngineLimits, Options, Server};
 

@@ -1,6 +1,9 @@
 //! What is promised when something goes wrong: in the engine, in the numbers, in what clients send.
 
 mod client;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../../engine/tests/over_cpu/mod.rs"]
+mod over_cpu;
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
@@ -11,6 +14,7 @@ use std::time::Duration;
 use client::{Answer, Shape, get, metric, post, raw, read, request, served, start, start_with, until};
 use cpu::Cpu;
 use model::{Backend, Buffer, Fault, Model, Site, Stage, Step};
+use over_cpu::over_cpu;
 use serde_json::{Value as Json, json};
 use server::{Options, Server};
 
@@ -38,18 +42,7 @@ struct Faulty {
 }
 
 impl Backend for Faulty {
-    fn model(&self) -> &Model {
-        self.cpu.model()
-    }
-    fn max_rows(&self) -> usize {
-        self.cpu.max_rows()
-    }
-    fn context(&self) -> usize {
-        self.cpu.context()
-    }
-    fn kv_blocks(&self) -> usize {
-        self.cpu.kv_blocks()
-    }
+    over_cpu!();
     fn begin(&mut self, step: &Step) -> Result<(), Fault> {
         for row in &step.rows {
             let first = step.tables[row.sequence as usize][0];
@@ -85,12 +78,6 @@ impl Backend for Faulty {
                 self.cpu.write(Buffer::X, &x)
             }
         }
-    }
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.cpu.read(buffer)
-    }
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.cpu.write(buffer, values)
     }
     fn logits(&mut self) -> Result<&[f32], Fault> {
         self.cpu.logits()

@@ -1,9 +1,9 @@
 //! The same bits, whoever else asks: answers given under load, with too little memory for all and with others that hang up,
 //! are those given alone.
 
-#[path = "../../engine/tests/ahead/mod.rs"]
-mod ahead;
 mod client;
+#[path = "../../engine/tests/over_cpu/mod.rs"]
+mod over_cpu;
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ahead::{Ahead, Asked};
 use cpu::Cpu;
 use model::Backend;
+use over_cpu::{Ahead, Asked};
 
 use client::{Shape, metric, post, request, served, start, start_with, until};
 use serde_json::{Value as Json, json};

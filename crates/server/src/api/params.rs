@@ -71,6 +71,7 @@ impl Params {
             grammar_field: "response_format",
             syntax: Syntax::default(),
             ignore_end: self.ignore_eos.unwrap_or(false),
+            one_call: false,
         })
     }
 

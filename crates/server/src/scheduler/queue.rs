@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 
+use crate::places::Owner;
+
 /// What waits, by owner.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     /// Owners with something waiting, the next one first.
-    owners: VecDeque<(u64, VecDeque<T>)>,
+    owners: VecDeque<(Owner, VecDeque<T>)>,
     /// What had its turn and was put back, the first to come first: before all others.
     returned: VecDeque<T>,
 }
@@ -25,7 +27,7 @@ impl<T> Queue<T> {
     }
 
     /// Puts `item` behind what waits of the same owner.
-    pub(crate) fn push(&mut self, owner: u64, item: T) {
+    pub(crate) fn push(&mut self, owner: Owner, item: T) {
         match self.owners.iter_mut().find(|(of, _)| *of == owner) {
             Some((_, waiting)) => waiting.push_back(item),
             None => self.owners.push_back((owner, VecDeque::from([item]))),
@@ -77,9 +79,9 @@ mod tests {
 
     #[test]
     fn owners_take_turns() {
-        let check = |arrivals: &[(u64, &'static str)], want: &[&str]| {
+        let check = |arrivals: &[(usize, &'static str)], want: &[&str]| {
             let mut queue = Queue::default();
-            arrivals.iter().for_each(|&(owner, item)| queue.push(owner, item));
+            arrivals.iter().for_each(|&(owner, item)| queue.push(Owner::Key(owner), item));
             assert_eq!(queue.len(), arrivals.len());
             let got: Vec<&str> = std::iter::from_fn(|| queue.pop()).collect();
             assert_eq!(got, want, "{arrivals:?}");
@@ -93,16 +95,16 @@ mod tests {
     fn back_and_gone() {
         let mut queue = Queue::default();
         for item in 1..=6 {
-            queue.push(item % 2, item);
+            queue.push(Owner::Key(item % 2), item);
         }
         let first = queue.pop().expect("six wait");
         assert_eq!(first, 1);
         queue.put_back(first);
         assert_eq!(queue.take_unless(|item| item % 3 > 0), [6, 3]);
-        let rest: Vec<u64> = std::iter::from_fn(|| queue.pop()).collect();
+        let rest: Vec<usize> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(rest, [1, 2, 5, 4]);
         // An owner of whom nothing is left does not hold a place.
-        queue.push(1, 7);
+        queue.push(Owner::Key(1), 7);
         assert_eq!(queue.take_unless(|_| false), [7]);
         assert_eq!((queue.len(), queue.pop()), (0, None));
     }

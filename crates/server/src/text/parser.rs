@@ -329,8 +329,12 @@ fn opening(text: &str, ended: bool, tools: &Tools) -> Found {
     match begins(text, tag::CALL) {
         Begins::Yes => {}
         Begins::Perhaps if !ended => return Found::Perhaps,
-        // Some leave the tag out. Then only a tool that there is makes it a call.
-        _ => return function(text, 0, ended, |name| tools.0.iter().any(|tool| tool.name == name)),
+        // Some leave the tag out. Then only a tool that there is makes it a call, and no strict one: what holds its calls to the
+        // schema begins with the tag.
+        _ => {
+            let is_known = |name: &str| tools.0.iter().any(|tool| tool.name == name && !tool.strict);
+            return function(text, 0, ended, is_known);
+        }
     }
     let body = text[tag::CALL.len()..].trim_start();
     let skip = text.len() - body.len();

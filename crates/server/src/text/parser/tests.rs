@@ -19,6 +19,7 @@ fn tools() -> Arc<Tools> {
             json!({ "path": { "type": "string" }, "text": { "type": "string" }, "mode": { "type": "integer" } }),
         ),
         tool("ping", json!({})),
+        Tool { strict: true, ..tool("strict", json!({})) },
     ]))
 }
 
@@ -109,6 +110,8 @@ fn xml_calls() {
     check(&format!("<think>\nhm\n{write}\n</think>\ndone"), &[think("hm"), written.clone(), say("done")]);
     check("<tool_call><function=ping></function></tool_call>", &[call("ping", "{}")]);
     check("<function=ping>\n</function>\nend", &[call("ping", "{}"), say("end")]);
+    check("<function=strict></function>", &[say("<function=strict></function>")]);
+    check("<tool_call><function=strict></function></tool_call>", &[call("strict", "{}")]);
     // Closed by nobody.
     check("<tool_call>\n<function=write>\n<parameter=path>\na", &[call("write", r#"{"path":"a"}"#)]);
     check(

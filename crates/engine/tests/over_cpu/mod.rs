@@ -1,5 +1,5 @@
-//! The CPU as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does: the contract of
-//! `model::Chooser` by the engine's own sampler. Tests of the engine and of the server share it.
+//! Backends for tests, over the CPU's: what all of them pass on to it, and one that chooses tokens itself. Tests of the
+//! engine and of the server share them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,6 +8,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cpu::Cpu;
 use engine::{Sampler, SamplerError, SamplerParams};
 use model::{BLOCK, Backend, Buffer, Chooser, Chosen, Fault, Lane, Model, Row, Site, Step, forward};
+
+/// What a backend with a field `cpu` passes on to it.
+macro_rules! over_cpu {
+    () => {
+        fn model(&self) -> &Model {
+            self.cpu.model()
+        }
+        fn max_rows(&self) -> usize {
+            self.cpu.max_rows()
+        }
+        fn context(&self) -> usize {
+            self.cpu.context()
+        }
+        fn kv_blocks(&self) -> usize {
+            self.cpu.kv_blocks()
+        }
+        fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
+            self.cpu.read(buffer)
+        }
+        fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
+            self.cpu.write(buffer, values)
+        }
+    };
+}
+#[allow(unused_imports, reason = "not every test has a backend of its own")]
+pub(crate) use over_cpu;
 
 /// What a backend was asked for.
 #[derive(Debug, Default)]
@@ -28,6 +54,8 @@ impl Asked {
     }
 }
 
+/// The CPU as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does: the contract of
+/// [`Chooser`] by the engine's own sampler.
 pub(crate) struct Ahead {
     cpu: Cpu,
     /// Sequences at a time.
@@ -44,30 +72,13 @@ impl Ahead {
 }
 
 impl Backend for Ahead {
-    fn model(&self) -> &Model {
-        self.cpu.model()
-    }
-    fn max_rows(&self) -> usize {
-        self.cpu.max_rows()
-    }
-    fn context(&self) -> usize {
-        self.cpu.context()
-    }
-    fn kv_blocks(&self) -> usize {
-        self.cpu.kv_blocks()
-    }
+    over_cpu!();
     fn begin(&mut self, step: &Step) -> Result<(), Fault> {
         Asked::add(&self.asked.steps);
         self.cpu.begin(step)
     }
     fn run(&mut self, site: Site) -> Result<(), Fault> {
         self.cpu.run(site)
-    }
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.cpu.read(buffer)
-    }
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.cpu.write(buffer, values)
     }
     fn logits(&mut self) -> Result<&[f32], Fault> {
         Asked::add(&self.asked.logits);
