@@ -65,7 +65,8 @@ impl Setup {
     pub(crate) fn compile(&self, models: &[Arc<Model>]) {
         let Place::Gpu(ordinal) = self.place else { return };
         let _one = alone(&COMPILER);
-        let gpus = cuda::gpus().unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place));
+        let gpus = cuda::gpus()
+            .unwrap_or_else(|error| panic!("the backend ({}) does not start: {error}", self.place));
         let gpu = gpus.get(ordinal).unwrap_or_else(|| panic!("there is no GPU {ordinal}"));
         let compiler = Compiler::of(gpu, &self.kernels).unwrap();
         let mut work: Vec<Unit> = models.iter().flat_map(|model| units(model, self.activations)).collect();
