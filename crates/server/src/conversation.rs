@@ -119,7 +119,7 @@ fn held(chat: &Chat, template: &Template) -> Result<Option<Held>, ApiError> {
     let all: Vec<&Tool> = chat.tools.iter().collect();
     let several = if chat.parallel { Whole::Calls } else { Whole::Call };
     let lark =
-        |tools: &[&Tool], whole, or: Option<&Json>| Grammar::Lark(calls(tools, template.calls, whole, or));
+        |tools: &[&Tool], whole, or: Option<&Grammar>| Grammar::Lark(calls(tools, template.calls, whole, or));
     let held = |grammar, since, field| Some(Held { grammar, since, field });
     Ok(match (&chat.choice, &chat.format) {
         (ToolChoice::Required, _) if all.is_empty() => {
@@ -134,8 +134,8 @@ fn held(chat: &Chat, template: &Template) -> Result<Option<Held>, ApiError> {
             };
             held(lark(&[tool], Whole::Call, None), Since::Start, "tools")
         }
-        (ToolChoice::Auto, Some(Grammar::Schema(schema))) if !all.is_empty() => {
-            held(lark(&all, several, Some(schema)), Since::Start, "response_format")
+        (ToolChoice::Auto, Some(format)) if !all.is_empty() => {
+            held(lark(&all, several, Some(format)), Since::Start, "response_format")
         }
         (_, Some(format)) => held(format.clone(), Since::Start, "response_format"),
         // Strict tools are free to be called or not; a call that begins is held to the schemas.

@@ -3,9 +3,10 @@
 
 use std::fmt::Write as _;
 
+use llguidance::regex_to_lark;
 use serde_json::{Value as Json, json};
 
-use crate::grammar::spaced;
+use crate::grammar::{Grammar, spaced};
 use crate::service::CallForm;
 use crate::text::Tool;
 
@@ -20,8 +21,8 @@ pub(crate) enum Whole {
     RestOfCall,
 }
 
-/// The grammar of calls of `tools`; where `or` is given, that JSON schema may be satisfied in place of a call.
-pub(crate) fn calls(tools: &[&Tool], form: CallForm, whole: Whole, or: Option<&Json>) -> String {
+/// The grammar of calls of `tools`; where `or` is given, the text may satisfy that in place of a call.
+pub(crate) fn calls(tools: &[&Tool], form: CallForm, whole: Whole, or: Option<&Grammar>) -> String {
     let mut lark = String::from("%llguidance {}\n");
     let calls = match whole {
         Whole::Call => "call",
@@ -29,8 +30,12 @@ pub(crate) fn calls(tools: &[&Tool], form: CallForm, whole: Whole, or: Option<&J
         Whole::RestOfCall => "rest",
     };
     let or = match or {
-        Some(schema) => {
-            let _ = writeln!(lark, "answer: %json {}", spaced(schema));
+        Some(answer) => {
+            let _ = match answer {
+                Grammar::Schema(schema) => writeln!(lark, "answer: %json {}", spaced(schema)),
+                Grammar::Regex(regex) => writeln!(lark, "answer: /{}/", regex_to_lark(regex, "")),
+                Grammar::Lark(other) => writeln!(lark, "answer: %lark {{\n{other}\n}}"),
+            };
             " | answer"
         }
         None => "",

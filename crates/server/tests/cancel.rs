@@ -59,7 +59,7 @@ fn while_its_prompt_is_read() {
     let server = slow(4);
     let long = "fn main() { let x = 1; }\n".repeat(140);
     let stream = ask(&server, &body(&long, 8));
-    until("it runs", || metric(&server, "tally_running") == 1.0);
+    until("some blocks are read", || metric(&server, "tally_prompt_rows_total") >= 320.0);
     let rows = metric(&server, "tally_prompt_rows_total");
     drop(stream);
     until("it is given up", || metric(&server, "tally_cancelled_total") == 1.0 && is_idle(&server));
@@ -67,6 +67,17 @@ fn while_its_prompt_is_read() {
     let prompt = metric(&server, "tally_prompt_tokens_total");
     assert!(rows < prompt / 2.0, "{rows} of {prompt} rows were computed all the same");
     assert_eq!(metric(&server, "tally_generated_tokens_total"), 0.0);
+
+    // What was read is there for whoever asks again, and changes nothing.
+    let mut again = body(&long, 8);
+    again["stream"] = false.into();
+    let answer = post(&server, "/v1/completions", &again).json();
+    assert!(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() >= Some(256), "{answer}");
+    let fresh = slow(4);
+    let want = post(&fresh, "/v1/completions", &again).json();
+    assert_eq!(want["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(answer["choices"], want["choices"]);
+    fresh.stop();
     server.stop();
 }
 

@@ -242,6 +242,36 @@ fn answers_held_to_a_form() {
     server.stop();
 }
 
+/// With tools that may be called, an answer is a call or has its form, whichever form that is.
+#[test]
+fn a_form_or_a_call() {
+    let server = start();
+    let tokenizer = served(Shape::default(), |cpu| Box::new(cpu)).tokenizer;
+    let first = |text: &str| tokenizer.encode(text, Specials::Parse).expect("text")[0].to_string();
+    for (form, holds) in [
+        (
+            json!({ "guided_regex": "[0-9]{2}/[a-f]{2}" }),
+            (|text| text.len() == 5 && text.as_bytes()[2] == b'/') as fn(&str) -> bool,
+        ),
+        (json!({ "guided_grammar": "start: \"x{\" (\"y\" | \"z\") \"!\"" }), |text| {
+            text == "x{y!" || text == "x{z!"
+        }),
+        (json!({ "structured_outputs": { "choice": ["yes", "no"] } }), |text| text == "yes" || text == "no"),
+    ] {
+        let mut form = form;
+        form["tools"] = tools();
+        form["logit_bias"] = json!({ first("<"): -100 });
+        let answer = post(&server, "/v1/chat/completions", &body(form.clone())).json();
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{answer}"));
+        assert!(holds(text), "{form}: {text}");
+        form["logit_bias"] = json!({ first("<"): 100 });
+        let answer = post(&server, "/v1/chat/completions", &body(form.clone())).json();
+        let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+        assert!(call["name"].is_string(), "{form}: {answer}");
+    }
+    server.stop();
+}
+
 /// A form that the answer is held to does not change with the company.
 #[test]
 fn several_choices() {

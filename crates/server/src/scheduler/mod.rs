@@ -35,6 +35,9 @@ const SCORED: usize = 32;
 /// Logits of a step from which on they are looked at on several threads.
 const MANY_LOGITS: usize = 1 << 20;
 
+/// Blocks of a prompt that are worth a step to keep, when it is given up.
+const SAVED: usize = 4;
+
 /// Tokens of a sequence that are computed again, to find where its numbers went wrong.
 const EXAMINED: usize = 2048;
 
@@ -107,7 +110,7 @@ impl<B: Backend> Scheduler<B> {
     /// # Errors
     /// The backend's. What runs is then in no known state.
     pub(crate) fn turn(&mut self) -> Result<(), Fault> {
-        self.drop_unwanted(Instant::now());
+        self.drop_unwanted(Instant::now())?;
         self.admit();
         self.grow();
         if !self.burst()? {
@@ -126,12 +129,11 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// Lets go of those to whom nobody listens, and of those whose time is over.
-    fn drop_unwanted(&mut self, now: Instant) {
+    fn drop_unwanted(&mut self, now: Instant) -> Result<(), Fault> {
         let keep = |sequence: &Sequence| sequence.is_wanted() && now < sequence.job.deadline;
         let mut gone = self.waiting.take_unless(keep);
         gone.extend(self.running.extract_if(.., |sequence| !keep(sequence)));
-        for mut sequence in gone {
-            self.cache.truncate(&mut sequence.table, 0);
+        for sequence in &gone {
             if sequence.is_wanted() {
                 sequence.fail(JobError::TimedOut { tokens: sequence.generated() });
             } else {
@@ -139,6 +141,38 @@ impl<B: Backend> Scheduler<B> {
                 tracing::debug!(request = &*sequence.job.id, tokens = sequence.generated(), "cancelled");
             }
         }
+        let saved = self.save(&mut gone);
+        gone.iter_mut().for_each(|sequence| self.cache.truncate(&mut sequence.table, 0));
+        saved
+    }
+
+    /// Keeps what was read of prompts that are given up, for who asks again: an agent that was interrupted does. Their last rows
+    /// are computed once more, with logits, which vouch for all before them as a whole prompt's do.
+    fn save(&mut self, gone: &mut [Sequence]) -> Result<(), Fault> {
+        let most = self.backend.max_rows();
+        let worth = |sequence: &&mut Sequence| sequence.computed / BLOCK >= sequence.published + SAVED;
+        let mut gone: Vec<&mut Sequence> = gone.iter_mut().filter(worth).take(most).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut step = Step::default();
+        // Sequences of a step are below 2^32.
+        for (number, sequence) in (0..).zip(&mut gone) {
+            sequence.computed -= 1;
+            step.rows.extend(sequence.rows(1, number));
+            step.tables.push(sequence.table.clone());
+            step.logits.push(number);
+            sequence.computed += 1;
+        }
+        forward(&mut self.backend, &step)?;
+        let vocab = self.backend.model().config.vocab;
+        for (sequence, logits) in gone.into_iter().zip(self.backend.logits()?.chunks_exact(vocab)) {
+            if logits.iter().all(|logit| logit.is_finite()) {
+                let Sequence { table, tokens, computed, published, .. } = sequence;
+                self.cache.publish(table, &tokens[..*computed], *published);
+            }
+        }
+        Ok(())
     }
 
     /// Lets those in whose turn it is, as long as there is room.
