@@ -45,6 +45,7 @@ inline f32 f16_to_f32(u16 bits) {
 }
 inline f32 max_nan(f32 x, f32 y) { return x != x || y != y ? __uint_as_float(0x7fffffffu) : fmaxf(x, y); }
 
+inline u32 opaque(u32 v) { return v; }
 inline u32 permute(u32 a, u32 b, u32 select) {
     u32 out = __byte_perm(a, b, select);
     for (int i = 0; i < 4; i++)
@@ -98,6 +99,15 @@ inline bool mbarrier_test(u64* barrier, u32 parity) {
     return false;
 }
 inline void mbarrier_fence() {}
+
+// The threads of a block run one at a time.
+inline u32 count_up(u32* count) {
+    emulator::move();
+    return (*count)++;
+}
+inline void wait_count(const u32* count, u32 least) {
+    while (*(const volatile u32*)count < least) emulator::poll("a count");
+}
 
 // ---- Copies ------------------------------------------------------------------------------------------------------------
 inline void emulator_copy(void* to, const void* from, u32 bytes) {

@@ -6,8 +6,8 @@
 // once, their ids handed out in order, as on a GPU: blocks that wait for earlier ones make progress.
 //
 // What a GPU leaves open is varied from launch to launch (`Launch::schedule`): fibres run in ascending or descending
-// order, and asynchronous copies happen at once or as late as they may. A kernel that forgets a barrier or a wait
-// computes wrong bits in one of these. Shared memory begins as garbage.
+// order, asynchronous copies happen at once or as late as they may, and one warp of a block may get on only when no other
+// does. A kernel that forgets a barrier or a wait computes wrong bits in one of these. Shared memory begins as garbage.
 #pragma once
 // C's headers where they do: most of a kernel's compilation is reading headers.
 #include <stdarg.h>
@@ -40,7 +40,7 @@ struct Launch {
     uint32_t block;
     uint32_t shared;      // bytes of dynamic shared memory
     uint32_t dependent;   // whether every thread has to call wait_dependencies
-    uint32_t schedule;    // DESCENDING | LATE
+    uint32_t schedule;    // DESCENDING | LATE | SLOW, and the number of the slow warp above
     char* stacks;         // [workers][MAX_THREADS] of STACK bytes, aligned to STACK
     char* message;        // what went wrong, if something did
     size_t message_bytes;
@@ -49,7 +49,7 @@ struct Launch {
     uint64_t progress;    // counts whatever happens
     uint64_t failed;      // not 0: `message` says why
 };
-constexpr uint32_t DESCENDING = 1, LATE = 2;
+constexpr uint32_t DESCENDING = 1, LATE = 2, SLOW = 4, SLOW_WARP = 3;
 constexpr size_t STACK = 64 << 10, MAX_THREADS = 1024;
 constexpr uint32_t LANES = 32;
 // What shared memory holds before it is written: as a float -4.3e8, as an index far out.
@@ -414,11 +414,16 @@ inline void run(Block& block) {
     Launch& launch = block.launch;
     const bool down = launch.schedule & DESCENDING;
     const uint32_t warps = (launch.block + LANES - 1) / LANES;
+    const uint32_t slow = launch.schedule & SLOW ? (launch.schedule >> SLOW_WARP) % warps : warps;
     uint64_t seen = ~0ull;
     time_t since = 0;
     while (block.live > 0 && !block.failed()) {
         block.moved = block.ran = false;
-        for (uint32_t w = 0; w < warps; w++) run_warp(block, down ? warps - 1 - w : w);
+        for (uint32_t i = 0; i < warps; i++) {
+            const uint32_t w = down ? warps - 1 - i : i;
+            if (w != slow) run_warp(block, w);
+        }
+        if (!block.moved && slow < warps) run_warp(block, slow);
         if (block.moved) {
             __atomic_fetch_add(&launch.progress, 1, __ATOMIC_RELAXED);
             continue;

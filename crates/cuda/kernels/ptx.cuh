@@ -95,6 +95,11 @@ __device__ __forceinline__ f32 max_nan(f32 x, f32 y) {
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(x), "f"(y));
     return v;
 }
+// The same value, of which the compiler knows nothing more.
+__device__ __forceinline__ u32 opaque(u32 v) {
+    asm("" : "+r"(v));
+    return v;
+}
 // Byte i is the one that nibble i of `select` names, of b's over a's; with the nibble's bit 3, its sign eight times.
 __device__ __forceinline__ u32 permute(u32 a, u32 b, u32 select) {
     u32 v;
@@ -134,6 +139,21 @@ __device__ __forceinline__ void mbarrier_fence() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
+}
+
+// Counts in shared memory: how far warps of a block are. Who has seen a count sees what was written before it was raised.
+// Returns what it was.
+__device__ __forceinline__ u32 count_up(u32* count) {
+    u32 before;
+    asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(count)) : "memory");
+    return before;
+}
+// Waits until it is `least`.
+__device__ __forceinline__ void wait_count(const u32* count, u32 least) {
+    u32 v;
+    do {
+        asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared_address(count)) : "memory");
+    } while (v < least);
 }
 
 // ---- Copies to shared memory -------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ pub struct Cuda {
     whole: bool,
     /// Whether `experts_up` has just sorted the step's pairs, and nothing has changed since.
     grouped: bool,
+    /// Whether `experts_up` has just been launched as a kernel that nothing after it overtakes until `Experts` is there.
+    routed: bool,
     /// Cosine and sine of every position, `[context, HD / 2, 2]`.
     rope: Memory<f32>,
     /// The last step's logits, on the host.
@@ -138,6 +140,7 @@ impl Cuda {
             graphs: options.graphs,
             whole: false,
             grouped: false,
+            routed: false,
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
@@ -170,7 +173,7 @@ impl Cuda {
         self.replay.begin((step.rows.len(), step.logits.len()));
         self.cache.begin();
         self.held = Held::default();
-        self.grouped = false;
+        (self.grouped, self.routed) = (false, false);
         self.step.set(step)
     }
 
@@ -244,6 +247,7 @@ impl Cuda {
 
     fn run_stage(&mut self, stage: Stage, layer: usize) -> Result<(), Error> {
         self.grouped &= stage == Stage::ExpertsDown;
+        self.routed &= stage == Stage::ExpertsDown;
         self.held.ran(stage, self.inside.is_some());
         match stage {
             Stage::Embed => self.embed(),
@@ -329,7 +333,7 @@ impl Backend for Cuda {
             return refuse(format!("{} values do not fill its {len}", values.len()));
         }
         self.settle()?;
-        self.grouped = false;
+        (self.grouped, self.routed) = (false, false);
         self.held.wrote(buffer);
         if self.floats(buffer).is_some() {
             return self.write_floats(buffer, values).map_err(fault(STEP));

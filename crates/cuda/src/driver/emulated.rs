@@ -3,7 +3,8 @@
 //! Stricter than a GPU. Fresh memory is garbage; around every allocation, and behind a block's shared memory, lie fences
 //! that are looked at after each launch; a launch's arguments must have the number and sizes of the kernel's; every thread
 //! of a dependent launch must wait for what it depends on. What a GPU leaves open varies from launch to launch: the order
-//! of threads, and how late an asynchronous copy comes. It runs a launch when it is asked for, so nothing is ever pending.
+//! of threads, how late an asynchronous copy comes, and which warp is slow. It runs a launch when it is asked for, so nothing
+//! is ever pending.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
@@ -261,10 +262,10 @@ impl Emulator {
     }
 }
 
-/// What a GPU leaves open, for the n-th launch: `DESCENDING` and `LATE` of `runtime.h` in all combinations, without a
-/// period that a step's launches might have.
+/// What a GPU leaves open, for the n-th launch: `DESCENDING`, `LATE` and `SLOW` of `runtime.h` in all combinations, with
+/// each of 32 warps, without a period that a step's launches might have.
 fn schedule(n: u32) -> u32 {
-    n.wrapping_mul(0x9e37_79b1) >> 30
+    n.wrapping_mul(0x9e37_79b1) >> 24
 }
 
 /// Whether a GPU could take this shape.

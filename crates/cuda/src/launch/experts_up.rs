@@ -18,6 +18,7 @@ impl Cuda {
         let (b, count) = (&self.buffers, self.expert_ids());
         let (hidden, few) = (b.hidden.ptr(), Streamed::OfRows(&b.normed_fixed, count));
         if self.inside.is_none() && self.streamed(&[(gate, hidden), (up, hidden)], few, Epilogue::SwiGlu)? {
+            self.routed = true;
             return Ok(());
         }
         self.group(self.group_columns(count))?;

@@ -13,7 +13,7 @@ use synth::Shape;
 
 use super::{embed, fixed, group, route, sample as host, stream};
 use crate::compile::Sources;
-use crate::{Cuda, Options, Place};
+use crate::{Cuda, KernelFiles, Options, Place};
 
 /// What a test says when there is no GPU.
 const NEEDS: &str = "this test needs a GPU (just gpu-test)";
@@ -44,8 +44,10 @@ fn model(shape: &Shape, embedding: Dtype) -> Arc<Model> {
 }
 
 fn cuda(model: &Arc<Model>, activations: Activations, max_rows: usize) -> Cuda {
-    let options =
-        Options { place: place(), activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
+    let place = place();
+    // What is compiled is kept for as long as temporary files are: tests share most of it.
+    let kernels = KernelFiles::cached(std::env::temp_dir().join("tally-kernel-tests"));
+    let options = Options { place, kernels, activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
     Cuda::new(model.clone(), &options, &mut |_, _| ()).unwrap_or_else(|error| panic!("{NEEDS}: {error}"))
 }
 
@@ -91,6 +93,7 @@ fn host_and_kernels_agree() {
         ("route_few.cu", "MAX_HIDDEN", route::FEW_HIDDEN.to_string()),
         ("product_stream.cu", "WARPS", stream::WARPS.to_string()),
         ("product_stream.cu", "MAX_SLOTS", stream::MAX_SLOTS.to_string()),
+        ("product_stream.cu", "MAX_ROOM", stream::MAX_ROOM.to_string()),
         ("product_stream.cu", "MAX_PAIRS", stream::MAX_PAIRS.to_string()),
         ("sample.cuh", "SLICE_THREADS", host::SLICE_THREADS.to_string()),
         ("sample.cuh", "SLICE", format!("{} * SLICE_THREADS", host::SLICE / host::SLICE_THREADS as usize)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gguf::Dtype;
-use model::{Backend, Buffer, Config, Ffn, Model, Moe, Site, Spec, Stage};
+use model::{Backend, Buffer, Config, Ffn, Model, Moe, Site, Spec, Stage, Step};
 use quant::fixed::Activations;
 use synth::Shape;
 
@@ -12,6 +12,9 @@ use super::{NEEDS, cuda, same};
 use crate::Cuda;
 use crate::launch::product::{Columns, Epilogue, Input};
 use crate::weights::Ffn as Matrices;
+
+/// Tiles of the head that come to a processor of the emulator (or of a GPU) one after the other: 38 (or 1) of 8 slices.
+const VOCAB: usize = 6_000;
 
 /// A layer with long rows, matrices of the types in turn.
 fn model(types: &[Dtype]) -> Arc<Model> {
@@ -23,7 +26,7 @@ fn model(types: &[Dtype]) -> Arc<Model> {
         heads: 2,
         kv_heads: 1,
         head_dim: 128,
-        vocab: 64,
+        vocab: VOCAB,
         ffn,
         ..base.config
     };
@@ -40,7 +43,8 @@ fn check(types: &[Dtype], activations: Activations, t: usize) {
     let what = format!("{types:?} {activations:?} {t} rows");
     let model = model(types);
     let mut cuda = cuda(&model, activations, t);
-    cuda.begin(&step(t, 64)).expect(NEEDS);
+    let step = Step { logits: (0..t as u32).collect(), ..step(t, VOCAB) };
+    cuda.begin(&step).expect(NEEDS);
     cuda.write(Buffer::X, &rows(t, 2048)).expect(NEEDS);
     let run = |cuda: &mut Cuda, stage| cuda.run(Site { stage, layer: Some(0) }).expect(NEEDS);
     let read = |cuda: &mut Cuda, buffer| cuda.read(buffer).expect(NEEDS);
@@ -88,13 +92,22 @@ fn check(types: &[Dtype], activations: Activations, t: usize) {
     let mut want = vec![0.0; got.len()];
     cuda.buffers.delta.read(0, &mut want).expect(NEEDS);
     same(&format!("{what}: outputs of experts"), &want, &got);
+
+    cuda.run(Site { stage: Stage::Head, layer: None }).expect(NEEDS);
+    let got = read(&mut cuda, Buffer::Logits);
+    {
+        let (w, b) = (&cuda.weights, &cuda.buffers);
+        let x = Input { float: b.normed.ptr(), fixed: &b.normed_fixed, columns: Columns::Rows(t) };
+        cuda.quantised_products(&[(w.head, b.logits.ptr())], x, Epilogue::Store).expect(NEEDS);
+    }
+    same(&format!("{what}: logits"), &read(&mut cuda, Buffer::Logits), &got);
 }
 
 #[test]
 #[ignore = "needs a GPU: just gpu-test"]
 fn streams_give_the_bits_of_the_general_products() {
-    // Mostly up to four pairs to an expert, or mostly more; one column tile, or two.
-    for t in [2, 11] {
+    // Mostly up to four pairs to an expert, or mostly more; one column tile, two, and several groups of two.
+    for t in [2, 11, 35] {
         check(&[Dtype::Q4K, Dtype::Q6K], Activations::A16, t);
     }
     check(&[Dtype::Q4K, Dtype::Q6K], Activations::A8, 8);
