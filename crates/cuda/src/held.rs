@@ -30,7 +30,9 @@ fn spoilt_by(stage: Stage) -> u32 {
     match stage {
         Stage::Qkv => set(&FEED_FORWARD) | set(&[Buffer::Normed]),
         Stage::RopeStore | Stage::Attend => set(&FEED_FORWARD),
-        Stage::ExpertsUp | Stage::ExpertsDown | Stage::FeedForward => set(&ATTENTION),
+        Stage::ExpertsUp => set(&ATTENTION),
+        // And the next layer's norm, where nobody looks in between.
+        Stage::ExpertsDown | Stage::FeedForward => set(&ATTENTION) | set(&[Buffer::Normed]),
         Stage::Head => set(&[Buffer::Normed]),
         Stage::Embed | Stage::AttnOut | Stage::Route => 0,
     }

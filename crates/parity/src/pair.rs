@@ -133,7 +133,7 @@ struct Pair<'a, 'b> {
     found: Found,
     spoiled: BTreeMap<Buffer, Site>,
     past: Vec<Stored>,
-    /// What a stage of this step has written: nothing else can be looked at.
+    /// What a stage has written that a later one of the same layer may read: nothing else need be there to be looked at.
     written: BTreeSet<Buffer>,
     /// Why the forward was ended: it only knows faults.
     failed: Option<BisectError>,
@@ -249,6 +249,10 @@ impl Pair<'_, '_> {
         let Some((index, target)) = self.walk.stop else { return Ok(()) };
         if index != self.index {
             return Ok(());
+        }
+        if site.stage == Stage::Qkv {
+            // Of the layer before, only the residual stream goes on.
+            self.written.retain(|&buffer| buffer == Buffer::X);
         }
         self.written.extend(site.stage.writes());
         for &buffer in target.stage.reads() {
