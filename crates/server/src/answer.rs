@@ -12,6 +12,7 @@ use crate::grammar::{Grammar, Matcher, Since};
 use crate::job::{Event, Finish, Job, JobError, Logprobs};
 use crate::places::{Owner, Ticket};
 use crate::service::Service;
+use crate::spans::Span;
 use crate::text::{Delta, Syntax, Text};
 use crate::verify::{Outcome, Question};
 
@@ -47,6 +48,8 @@ pub(crate) struct Caller {
     /// The request's id.
     pub(crate) id: Arc<str>,
     pub(crate) owner: Owner,
+    /// Ends with the work on the request.
+    pub(crate) span: Span,
 }
 
 /// A part of an answer.
@@ -152,6 +155,8 @@ impl Service {
                 service: self.clone(),
                 generation: generation.clone(),
                 caller: caller.clone(),
+                span: Span::default(),
+                outcome: "cancelled",
                 index,
                 sampler: sampler(index as u64)?, // exact: few choices
                 matcher: matcher.as_ref().map(Matcher::fork),
@@ -208,9 +213,13 @@ fn parameter(error: &engine::SamplerError) -> &'static str {
 
 /// One choice, followed from its submission to its end.
 struct Choice {
+    /// From its submission on. Dropped before the request's own, which it is a part of.
+    span: Span,
     service: Arc<Service>,
     generation: Generation,
     caller: Caller,
+    /// What became of it.
+    outcome: &'static str,
     index: usize,
     sampler: Sampler,
     matcher: Option<Matcher>,
@@ -224,7 +233,16 @@ struct Choice {
 impl Choice {
     /// Follows the choice. The first of several tells the others when its prompt has been read: they then find it in the
     /// cache in place of reading it again.
-    async fn follow(mut self, first: Option<watch::Sender<bool>>, mut begun: watch::Receiver<bool>) {
+    async fn follow(mut self, first: Option<watch::Sender<bool>>, begun: watch::Receiver<bool>) {
+        self.run(first, begun).await;
+        self.span.count("tally.choice", self.index);
+        self.span.count("gen_ai.usage.input_tokens", self.usage.prompt);
+        self.span.count("tally.usage.cached_tokens", self.usage.cached);
+        self.span.count("gen_ai.usage.output_tokens", self.usage.generated);
+        self.span.fact("tally.outcome", self.outcome);
+    }
+
+    async fn run(&mut self, first: Option<watch::Sender<bool>>, mut begun: watch::Receiver<bool>) {
         if first.is_none() {
             tokio::select! {
                 biased;
@@ -234,6 +252,7 @@ impl Choice {
             }
         }
         let start = Instant::now();
+        self.span = self.caller.span.part("generate");
         let (send, mut events) = mpsc::unbounded_channel();
         let job = self.job(send, start);
         let mut verification = self.verification(&job);
@@ -249,6 +268,7 @@ impl Choice {
             let went_on = match event {
                 Some(Event::Begun { cached }) => {
                     self.usage.cached = cached;
+                    self.span.event("begun");
                     true
                 }
                 Some(Event::Prompt(scored)) => self.send(Piece::Prompt(scored)).await,
@@ -272,19 +292,21 @@ impl Choice {
                     }
                     false
                 }
-                Some(Event::Failed(error)) => {
-                    self.send(Piece::Failed(error.into())).await;
-                    false
-                }
-                None => {
-                    self.send(Piece::Failed(JobError::Engine("it is gone".into()).into())).await;
-                    false
-                }
+                Some(Event::Failed(error)) => self.fail(error).await,
+                None => self.fail(JobError::Engine("it is gone".into())).await,
             };
             if !went_on {
                 return;
             }
         }
+    }
+
+    /// Always false: nothing follows.
+    async fn fail(&mut self, error: JobError) -> bool {
+        self.span.failed(&error.to_string());
+        self.outcome = "failed";
+        self.send(Piece::Failed(error.into())).await;
+        false
     }
 
     /// What is needed to compute this choice again, if it is one of those that are.
@@ -293,7 +315,8 @@ impl Choice {
             return None;
         }
         let question = Question {
-            caller: self.caller.clone(),
+            // It is looked at when the request is long done.
+            caller: Caller { span: Span::default(), ..self.caller.clone() },
             prompt: job.prompt.clone(),
             ends: job.ends.clone(),
             max_tokens: job.max_tokens,
@@ -326,7 +349,10 @@ impl Choice {
         let now = Instant::now();
         let metrics = &self.service.engine.shared().metrics;
         match last {
-            None => metrics.first_token.observe((now - start).as_secs_f64()),
+            None => {
+                self.span.event("first token");
+                metrics.first_token.observe((now - start).as_secs_f64());
+            }
             Some(last) => metrics.next_token.observe((now - *last).as_secs_f64()),
         }
         *last = Some(now);
@@ -358,8 +384,7 @@ impl Choice {
             }
         }
         if called {
-            let end = End { why: Why::Calls, usage: self.usage };
-            self.send(Piece::End(end)).await;
+            self.over(Why::Calls).await;
             return false;
         }
         if self.text.stopped().is_some() {
@@ -381,6 +406,16 @@ impl Choice {
             (None, Finish::Length) => Why::Length,
             (None, Finish::Stop) if self.text.calls() > 0 => Why::Calls,
             (None, Finish::Stop) => Why::Model,
+        };
+        self.over(why).await;
+    }
+
+    async fn over(&mut self, why: Why) {
+        self.outcome = match why {
+            Why::Model => "stop",
+            Why::Calls => "tool_calls",
+            Why::StopString(_) => "stop_string",
+            Why::Length => "length",
         };
         self.send(Piece::End(End { why, usage: self.usage })).await;
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -28,6 +28,7 @@ use crate::gate::Gate;
 use crate::metrics::Answered;
 use crate::patience::Patient;
 use crate::service::Service;
+use crate::spans::Span;
 
 /// Every route: method, path as axum and OpenAPI write it.
 pub(crate) const ROUTES: &[(&str, &str)] = &[
@@ -54,6 +55,16 @@ pub(crate) const ROUTES: &[(&str, &str)] = &[
 struct App {
     service: Arc<Service>,
     gate: Arc<Gate>,
+}
+
+impl App {
+    /// The span of a request that does something; pages and metrics are asked for all the time.
+    fn span(&self, method: &Method, route: &'static str, asked: &HeaderMap, id: &str) -> Span {
+        match &self.service.spans {
+            Some(spans) if method == Method::POST => spans.request(method.as_str(), route, asked, id),
+            _ => Span::default(),
+        }
+    }
 }
 
 /// The routes of `service`.
@@ -146,16 +157,25 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let id = request_id(&request);
     let asked = request.headers().clone();
+    let route = ROUTES.iter().find(|(_, known)| *known == path).map_or("other", |(_, known)| known);
     let peer = request.extensions().get::<SocketAddr>().expect("every connection has a peer").ip();
     let mut response = match app.gate.admit(&path, &asked, peer) {
         _ if method == Method::OPTIONS => preflight(&app, &method, &asked),
         Ok(owner) => {
-            request.extensions_mut().insert(Caller { id: id.clone(), owner });
+            let span = app.span(&method, route, &asked, &id);
+            request.extensions_mut().insert(Caller { id: id.clone(), owner, span: span.clone() });
             // A panic of ours is one request's, not the connection's.
-            match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
+            let response = match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => response,
                 Err(_) => ApiError::internal("the server panicked on this request").into_response(),
+            };
+            span.fact("http.response.status_code", i64::from(response.status().as_u16()));
+            if let Some(error) =
+                response.extensions().get::<ApiError>().filter(|error| error.status.is_server_error())
+            {
+                span.failed(&error.message);
             }
+            response
         }
         Err(error) => error.into_response(),
     };
@@ -168,13 +188,12 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     headers.extend(
         HeaderValue::from_str(&id).ok().map(|id| (header::HeaderName::from_static("x-request-id"), id)),
     );
-    let route = ROUTES.iter().find(|(_, known)| *known == path).map_or("other", |(_, known)| known);
     app.service.engine.shared().metrics.requests.get_or_create(&Answered { route, status }).inc();
     tracing::info!(request = &*id, %method, path, status, ms = start.elapsed().as_secs_f64() * 1e3, "answered");
     response
 }
 
-fn preflight(app: &App, method: &Method, asked: &axum::http::HeaderMap) -> Response {
+fn preflight(app: &App, method: &Method, asked: &HeaderMap) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     if !app.gate.preflight(method, asked, response.headers_mut()) {
         response = ApiError::new(

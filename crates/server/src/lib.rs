@@ -15,6 +15,7 @@ mod patience;
 mod places;
 mod scheduler;
 mod service;
+mod spans;
 mod sse;
 mod text;
 mod tool_grammar;
@@ -33,6 +34,8 @@ use tokio::sync::watch;
 pub use capture::Captures;
 use service::Service;
 pub use service::{Options, Served};
+pub use spans::CollectorError;
+use spans::Spans;
 use worker::{Engine, Health};
 pub use worker::{EngineLimits, Factory};
 
@@ -54,13 +57,16 @@ pub enum StartError {
     /// The chat template.
     #[error(transparent)]
     Template(#[from] engine::ChatError),
+    /// The collector of spans.
+    #[error(transparent)]
+    Collector(#[from] CollectorError),
 }
 
 impl Server {
     /// Serves `served` at `listener`, from now on; `/health` says when the model is loaded.
     ///
     /// # Errors
-    /// Where a thread cannot be started, or the template's vocabulary not be searched.
+    /// Where a thread cannot be started, the template's vocabulary not be searched, or spans not be sent where they should.
     pub fn start(
         listener: std::net::TcpListener,
         served: Served,
@@ -68,6 +74,13 @@ impl Server {
     ) -> Result<Server, StartError> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        // Connections cost little; the engine's threads should have the cores.
+        let runtime =
+            Builder::new_multi_thread().worker_threads(2).thread_name("http").enable_all().build()?;
+        let spans = match &options.collector {
+            Some(collector) => Some(Spans::start(collector, &served.name, runtime.handle().clone())?),
+            None => None,
+        };
         let (handle, engine) =
             Engine::start(served.factory.clone(), options.engine.clone(), metrics::Metrics::new())?;
         let verifier = match &served.verify {
@@ -77,11 +90,8 @@ impl Server {
             }
             None => None,
         };
-        let service = Arc::new(Service::new(served, options, handle, verifier)?);
+        let service = Arc::new(Service::new(served, options, handle, verifier, spans)?);
         let (stop, stopped) = watch::channel(false);
-        // Connections cost little; the engine's threads should have the cores.
-        let runtime =
-            Builder::new_multi_thread().worker_threads(2).thread_name("http").enable_all().build()?;
         let served = service.clone();
         let http = std::thread::Builder::new()
             .name("http".into())
@@ -139,11 +149,15 @@ fn run(
     service: Arc<Service>,
     stop: watch::Receiver<bool>,
 ) {
+    let known = service.clone();
     runtime.block_on(async move {
         match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => http::serve(listener, service, stop).await,
+            Ok(listener) => http::serve(listener, known, stop).await,
             Err(error) => tracing::error!(%error, "cannot listen"),
         }
     });
+    if let Some(spans) = &service.spans {
+        spans.stop();
+    }
     runtime.shutdown_timeout(Duration::from_secs(1));
 }

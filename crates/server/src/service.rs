@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::ApiError;
 use crate::grammar::{GrammarError, Grammars};
+use crate::spans::Spans;
 use crate::verify::Verifier;
 use crate::worker::{Engine, EngineLimits, Factory, Health, Unavailable};
 
@@ -57,6 +58,8 @@ pub struct Options {
     pub drain: Duration,
     /// Connections at a time.
     pub connections: usize,
+    /// Where spans of requests are sent, by OTLP over HTTP: `http://localhost:4318`, say.
+    pub collector: Option<String>,
 }
 
 impl Default for Options {
@@ -73,6 +76,7 @@ impl Default for Options {
             write_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             connections: 1024,
+            collector: None,
         }
     }
 }
@@ -104,6 +108,7 @@ pub(crate) struct Service {
     pub(crate) template: Option<Template>,
     pub(crate) facts: serde_json::Value,
     pub(crate) verifier: Option<Arc<Verifier>>,
+    pub(crate) spans: Option<Spans>,
     tokenizer: Arc<Tokenizer>,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
     /// Requests whose text is being worked on outside the engine: rendered, encoded, compiled.
@@ -117,6 +122,7 @@ impl Service {
         options: Options,
         engine: Engine,
         verifier: Option<Arc<Verifier>>,
+        spans: Option<Spans>,
     ) -> Result<Service, engine::ChatError> {
         let tokenizer = served.tokenizer;
         let template = match served.template {
@@ -137,6 +143,7 @@ impl Service {
             template,
             facts: served.facts,
             verifier,
+            spans,
             tokenizer,
             grammars: OnceLock::new(),
             working: Semaphore::new(2 * cores),

@@ -67,6 +67,7 @@ fn what_is_refused() {
     tally(["serve", "--port", "0", "--api-key-file", "/nonexistent"]).fails(1, "/nonexistent");
     tally(["serve", "--port", "0", "--ctx", "99999"]).fails(1, "at most 2048 positions");
     tally(["serve", "--port", "0", "no such model.gguf"]).hinted().fails(1, "no such model.gguf");
+    tally(["serve", "--port", "0", "--otlp=https://collector.example"]).fails(1, "there is no TLS");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
     tally(["serve", "--device", "cpu", "--port", &port]).fails(1, "cannot listen at 127.0.0.1:");

@@ -1,12 +1,12 @@
 //! `tally serve`: a model over HTTP. Opens the model, decides who may ask, and waits for the signal to end; everything else is
 //! the server crate's.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+use std::{env, fs};
 
 use clap::ValueEnum;
 use model::Backend;
@@ -25,6 +25,8 @@ use crate::{clock, source};
 const CONTEXT: usize = 32_768;
 /// How often it is looked whether to end.
 const LOOK: Duration = Duration::from_millis(50);
+/// Where a collector listens that is told nothing else (OTLP's own default).
+const COLLECTOR: &str = "http://localhost:4318";
 /// What clients call the model that ships.
 const SHIPPED: &str = "tally-rust";
 /// Names by which a server on this machine is asked.
@@ -136,6 +138,10 @@ struct Logs {
     /// How: lines for people, or JSON objects for programs.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+    /// Send spans of requests to an OpenTelemetry collector, by OTLP over HTTP [default URL: what OTEL_EXPORTER_OTLP_ENDPOINT
+    /// says, else http://localhost:4318].
+    #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true)]
+    otlp: Option<Option<String>>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -267,6 +273,7 @@ impl Args {
             body: (body as usize) << 20,
             request_timeout: Duration::from_secs(timeout.into()),
             drain: Duration::from_secs(drain.into()),
+            collector: self.logs.collector(),
             ..Options::default()
         }
     }
@@ -304,6 +311,12 @@ impl Capacity {
 }
 
 impl Logs {
+    /// Where spans go, if they are wanted. The variable is the one that every program of the kind looks at, once it is asked to.
+    fn collector(&self) -> Option<String> {
+        let usual = || env::var("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or_else(|_| COLLECTOR.into());
+        self.otlp.clone().map(|url| url.unwrap_or_else(usual))
+    }
+
     /// To standard error. That somebody else did so before is no failure.
     fn install(&self) {
         let builder = tracing_subscriber::fmt().with_max_level(self.log).with_writer(std::io::stderr);
