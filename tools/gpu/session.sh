@@ -10,7 +10,7 @@
 #   parity     the full-size shape, CPU against GPU: 3 tokens, 512 tokens, 32 generated                (15)
 #   sweep      the full-size shape: lengths, positions, batches, cuts, recordings, repeats             (20)
 #   bisect     the full-size shape bisected, without a fault and with the layer-6 story in the kernels (25)
-#   faults     every fault in the kernels planted and named                                            (30)
+#   faults     every fault in the kernels planted and named; none planted in 50 random models          (60)
 #   contracts  the falsifiers of the GPU's contracts, plain and with their faults                      (90)
 #   bench      the full-size shape: prompts, depths, batches                                           (90)
 #   serve      the full-size shape behind the server: 1 to 64 streams                                  (40)
@@ -101,7 +101,10 @@ for part in "$@"; do
             "$bin/tally" bisect "$model" --ids 1,2,3,4,5 --kernels "$edited" --json || status=1 ;;
     faults)
         evidence kernel-faults 'every fault in the kernels is named: stage, layer, tensor' -- \
-            "$bin/tally" faults --in-kernels --device cuda --json || status=1 ;;
+            "$bin/tally" faults --in-kernels --device cuda --json || status=1
+        evidence random-models 'no fault: no finding in 50 random models on CPU and GPU, bisected in six ways each' --keep \
+            left,right,models,kinds,ways,buffers,seconds,findings -- \
+            "$bin/tally" faults --random 50 --device cuda --json || status=1 ;;
     contracts)
         full_size
         contracts || status=1 ;;

@@ -6,6 +6,7 @@
 //! backend is broken does not matter here; the models that the faults are made for are described, not made.
 
 mod list;
+mod random;
 mod stages;
 mod weights;
 
@@ -17,6 +18,7 @@ use model::rope::{Rope, Scaling};
 use model::{Arch, Backend, Buffer, Config, Fault, Ffn, Model, Moe, Site, Spec, Stage};
 
 pub use list::all;
+pub use random::Random;
 
 use crate::bisect::{BisectError, Bisection, Options, bisect};
 use crate::hooked::{Hook, Hooked};

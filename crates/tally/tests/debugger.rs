@@ -7,7 +7,7 @@ use std::fs;
 
 use models::{break_a_scale, tiny};
 use process::{Directory, tally};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PROMPT: [&str; 2] = ["--ids", "1,2,3,4,5"];
 
@@ -105,18 +105,63 @@ fn the_story_by_its_command() {
     assert_eq!(tally(["faults", "--only", "none"]).code, Some(2));
 }
 
+/// No fault: no finding. The scalar code stands against the vectors, and a GPU's kernels, here on the emulator, against
+/// the CPU; with a fault in the kernels the same command finds it in every model that it touches.
+#[test]
+fn without_a_fault_nothing_is_found() {
+    let directory = Directory::new();
+    let text = tally(["faults", "--random", "8"]).ok();
+    assert!(
+        text.starts_with("8 random models on cpu-scalar and cpu: ") && text.ends_with(" 0 findings\n"),
+        "{text}"
+    );
+    for conflict in [["--only", "nan-in-router"], ["--random", "0"]] {
+        assert_eq!(tally(["faults", "--random", "1"].into_iter().chain(conflict)).code, Some(2));
+    }
+    if !emulator() {
+        return;
+    }
+    let run = |rest: &[&str]| {
+        let all = ["faults", "--random", "4", "--device", "emulated", "--json", "--kernel-cache", CACHE];
+        tally(all.into_iter().chain(rest.iter().copied()))
+    };
+    let clean: Value = serde_json::from_str(&run(&[]).ok()).expect("JSON");
+    assert_eq!(
+        (&clean["models"], &clean["kinds"], &clean["ways"]),
+        (&json!(4), &json!(4), &json!(24)),
+        "{clean}"
+    );
+    assert_eq!(clean["findings"], json!([]));
+    let edited = directory.file("edited");
+    tally(["faults", "--in-kernels", "--only", "kernel-head-one-ulp-high", "--write", &edited]).ok();
+    let found = run(&["--kernels", &edited]);
+    assert_eq!(found.code, Some(4), "{found:?}");
+    let found: Value = serde_json::from_str(&found.stdout).expect("JSON");
+    assert!(found["findings"][0]["verdict"].as_str().is_some_and(|text| text.contains("head")), "{found}");
+}
+
+/// Where tests of the emulator keep what was compiled.
+const CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated");
+
+/// Whether the emulator's compiler is there.
+fn emulator() -> bool {
+    let there = std::process::Command::new("g++").arg("--version").output().is_ok();
+    if !there {
+        assert!(std::env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but there is no g++");
+        println!("did not run: there is no g++ for the emulator");
+    }
+    there
+}
+
 /// Faults in the kernels themselves, on the emulator: the story, and one that shows in logits alone.
 #[test]
 fn faults_in_kernels_are_named() {
-    if std::process::Command::new("g++").arg("--version").output().is_err() {
-        assert!(std::env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but there is no g++");
-        println!("did not run: there is no g++ for the emulator");
+    if !emulator() {
         return;
     }
-    let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated");
     let only = "kernel-down-read-as-q6-k,kernel-head-one-ulp-high";
     let text =
-        tally(["faults", "--in-kernels", "--device", "emulated", "--only", only, "--kernel-cache", cache])
+        tally(["faults", "--in-kernels", "--device", "emulated", "--only", only, "--kernel-cache", CACHE])
             .ok();
     assert!(
         text.contains("`blk.2.ffn_down_exps.weight` (Q4_K)") && text.contains("`output.weight`"),

@@ -1,6 +1,7 @@
 //! `tally faults`: every fault that the debugger is tested with, planted, and what it says of each.
 
 mod kernels;
+mod random;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -28,12 +29,13 @@ Examples:
   tally faults --in-kernels --device cuda          planted in the GPU's kernels, which are held against the CPU
   tally faults --in-kernels --only kernel-down-read-as-q6-k --write edited
   tally bisect model.gguf --ids 1,2,3 --right cuda --kernels edited
+  tally faults --random 50 --device cuda           none planted in 50 random models: nothing may be found
 
 Each fault is planted in one of two backends that are equal otherwise, on a small random model, and the debugger is let
 loose on both. The table says what it named. Two kernels' faults are planted together as well: the first must be named,
 and the second once the first is masked.
 
-Exit codes: 0 all were named exactly; 4 one was not; 1 something failed; 2 wrong usage.";
+Exit codes: 0 all were named exactly; 4 one was not, or one was found where none is; 1 something failed; 2 wrong usage.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// Plant faults in the kernels' sources; --device is cuda or emulated then.
     #[arg(long, conflicts_with = "kernels")]
     in_kernels: bool,
+    /// Plant nothing: hold as many random models on --device against the CPU (the CPU against its scalar code).
+    #[arg(long, value_name = "N", conflicts_with_all = ["only", "in_kernels", "write"], value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    random: Option<u64>,
     /// Write the kernels with the faults into this folder, for `--kernels`, and run nothing.
     #[arg(long, value_name = "DIR", requires = "in_kernels", requires = "only")]
     write: Option<PathBuf>,
@@ -86,6 +91,9 @@ impl Args {
                 .iter()
                 .try_for_each(|fault| fault.write(folder).map_err(Failure::new));
         }
+        if let Some(count) = self.random {
+            return self.without_a_fault(count);
+        }
         let trials = if self.in_kernels { self.in_kernels()? } else { self.around_stages()? };
         let missed: Vec<&str> = trials.iter().filter(|t| !t.missed.is_empty()).map(|t| t.name).collect();
         if self.json {
@@ -126,7 +134,7 @@ impl Args {
         self.side_by_side(&faults, |fault| {
             let host = fault.host;
             let build = |model: Arc<Model>| {
-                let placed = self.place(&model, host, self.device, None);
+                let placed = self.place(&model, host.prompt().len(), self.device, None);
                 placed.map_err(|failure| failure.message().to_owned())
             };
             fault.find(&model_of(host), &build).map_err(|error| Failure::new(error).at(fault.name))
@@ -168,8 +176,8 @@ impl Args {
         }
         let host = Host::Mixed;
         let model = Arc::new(model_of(host));
-        let mut left = self.place(&model, host, Device::Cpu, None)?;
-        let mut right = self.place(&model, host, self.device, Some(&folder.0))?;
+        let mut left = self.place(&model, host.prompt().len(), Device::Cpu, None)?;
+        let mut right = self.place(&model, host.prompt().len(), self.device, Some(&folder.0))?;
         let mut masked = BTreeSet::new();
         let mut find = |masked: &BTreeSet<Site>| -> Result<Bisection, Failure> {
             let mut sides = [Side::live("cpu", "a16", &mut left), Side::live("edited", "a16", &mut right)];
@@ -193,15 +201,16 @@ impl Args {
         Ok(trials)
     }
 
+    /// For bisections of a prompt of `tokens`.
     fn place(
         &self,
         model: &Arc<Model>,
-        host: Host,
+        tokens: usize,
         device: Device,
         kernels: Option<&Path>,
     ) -> Result<Box<dyn Backend>, Failure> {
         // Two sequences of the prompt, side by side in one step.
-        let mut request = self.compute.request(2 * host.prompt().len(), 2);
+        let mut request = self.compute.request(2 * tokens, 2);
         request.threads = 1;
         if let Some(folder) = kernels {
             request.kernels.sources = Some(folder.into());
