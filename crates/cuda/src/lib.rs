@@ -105,6 +105,8 @@ pub struct Cuda {
     grouped: bool,
     /// Whether `experts_up` has just been launched as a kernel that nothing after it overtakes until `Experts` is there.
     routed: bool,
+    /// Whether the next layer's norm has been made along with the experts' sum.
+    normed: bool,
     /// Cosine and sine of every position, `[context, HD / 2, 2]`.
     rope: Memory<f32>,
     /// The last step's logits, on the host.
@@ -141,6 +143,7 @@ impl Cuda {
             whole: false,
             grouped: false,
             routed: false,
+            normed: false,
             kernels,
             weights,
             cache: cache::Cache::new(&device, config, options.kv_blocks)?,
@@ -173,7 +176,7 @@ impl Cuda {
         self.replay.begin((step.rows.len(), step.logits.len()));
         self.cache.begin();
         self.held = Held::default();
-        (self.grouped, self.routed) = (false, false);
+        (self.grouped, self.routed, self.normed) = (false, false, false);
         self.step.set(step)
     }
 

@@ -25,6 +25,7 @@ const BUILT_IN: &[(&str, &str)] = &sources![
     "decode_stream.cuh",
     "dot.cuh",
     "fixed.cuh",
+    "norm.cuh",
     "float_job.cuh",
     "float_weights.cuh",
     "fragment.cuh",

@@ -3,14 +3,17 @@
 
 use super::product::{Columns, Epilogue, Input, is_quantised};
 use super::stream::Streamed;
-use crate::driver::{Arguments, Shape, size};
+use crate::buffers::FixedArg;
+use crate::driver::{Arguments, Ptr, Shape, size};
 use crate::kernels::UnitOf;
 use crate::weights::Ffn;
 use crate::{Cuda, Error};
 
-pub(crate) const UNIT: UnitOf = ("combine.cu", &["combine"]);
+pub(crate) const UNIT: UnitOf = ("combine.cu", &["combine", "combine_normalise"]);
 
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
+/// `MAX_NORMED` of combine.cu: the longest row that `combine_normalise` takes.
+pub(super) const MAX_NORMED: usize = 8192;
 
 impl Cuda {
     /// Adds to `X`.
@@ -36,14 +39,25 @@ impl Cuda {
             let x = Input { float: b.hidden.ptr(), fixed: &b.hidden_fixed, columns };
             self.products(&list, x, Epilogue::Store)?;
         }
-        let rows = self.step.rows();
-        let arguments = Arguments::default()
-            .push(b.delta.ptr())
-            .push(b.expert_weights.ptr())
-            .push(b.x.ptr())
-            .push(size(rows));
-        let fours = rows * self.model.config.hidden / 4;
-        let shape = Shape::new(fours.div_ceil(THREADS as usize), THREADS);
-        self.kernels.get("combine").launch(&self.device, shape, arguments)
+        self.combine(layer)
+    }
+
+    /// The experts' sum into `X`; in a whole step with the next layer's norm, which is a launch less.
+    fn combine(&mut self, layer: usize) -> Result<(), Error> {
+        let (b, rows, hidden) = (&self.buffers, self.step.rows(), self.model.config.hidden);
+        let arguments = Arguments::default().push(b.delta.ptr()).push(b.expert_weights.ptr()).push(b.x.ptr());
+        let next = self.weights.layers.get(layer + 1).filter(|_| self.whole && hidden <= MAX_NORMED);
+        let Some(next) = next else {
+            let shape = Shape::new((rows * hidden / 4).div_ceil(THREADS as usize), THREADS);
+            return self.kernels.get("combine").launch(&self.device, shape, arguments.push(size(rows)));
+        };
+        let (normed, fixed) = self.qkv_input(next);
+        let arguments = arguments
+            .push(next.attn_norm)
+            .push(normed.unwrap_or(Ptr::NULL))
+            .push(fixed.unwrap_or(FixedArg::NONE));
+        self.kernels.get("combine_normalise").launch(&self.device, Shape::new(rows, THREADS), arguments)?;
+        self.normed = true;
+        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use model::{Config, Ffn, Model, Moe, Spec};
 use quant::fixed::Activations;
 use synth::Shape;
 
-use super::{embed, fixed, group, route, sample as host, stream};
+use super::{embed, experts_down, fixed, group, route, sample as host, stream};
 use crate::compile::Sources;
 use crate::{Cuda, KernelFiles, Options, Place};
 
@@ -47,7 +47,8 @@ fn cuda(model: &Arc<Model>, activations: Activations, max_rows: usize) -> Cuda {
     let place = place();
     // What is compiled is kept for as long as temporary files are: tests share most of it.
     let kernels = KernelFiles::cached(std::env::temp_dir().join("tally-kernel-tests"));
-    let options = Options { place, kernels, activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
+    let options =
+        Options { place, kernels, activations, max_rows, kv_blocks: 32, ..Options::for_context(256) };
     Cuda::new(model.clone(), &options, &mut |_, _| ()).unwrap_or_else(|error| panic!("{NEEDS}: {error}"))
 }
 
@@ -86,7 +87,9 @@ fn host_and_kernels_agree() {
     let sources = Sources::built_in();
     for (file, name, value) in [
         ("embed.cu", "THREADS", embed::THREADS.to_string()),
-        ("fixed.cu", "THREADS", fixed::THREADS.to_string()),
+        ("norm.cuh", "NORM_THREADS", fixed::THREADS.to_string()),
+        ("combine.cu", "THREADS", experts_down::THREADS.to_string()),
+        ("combine.cu", "MAX_NORMED", experts_down::MAX_NORMED.to_string()),
         ("group.cu", "THREADS", group::THREADS.to_string()),
         ("route.cu", "THREADS", route::THREADS.to_string()),
         ("route_few.cu", "COLUMNS", route::FEW_COLUMNS.to_string()),

@@ -151,7 +151,7 @@ pub(super) const ALL: &[KernelFault] = &[
     KernelFault {
         name: "kernel-wrong-epsilon",
         what: "norms with an epsilon of 1e-3, not the model's",
-        edits: &[edit("fixed.cu", "__fadd_rn(mean, __int_as_float(RMS_EPS))", "__fadd_rn(mean, 1e-3f)")],
+        edits: &[edit("norm.cuh", "__fadd_rn(mean, __int_as_float(RMS_EPS))", "__fadd_rn(mean, 1e-3f)")],
         expected: local(Stage::Qkv, 0, &["attn_norm"]),
     },
     KernelFault {
