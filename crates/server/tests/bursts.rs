@@ -17,6 +17,8 @@ use server::{EngineLimits, Options, Server};
 
 const PROMPT: usize = 100;
 const TOKENS: usize = 96;
+/// A request for so many tokens is one for their log-probabilities as well.
+const LOGPROBS: usize = 50;
 
 /// `streams` requests at once, `running` at a time, the `i`-th with `tokens(i)` tokens: what the backend was asked for. The
 /// texts are those of a backend that cannot choose.
@@ -54,10 +56,13 @@ fn check(streams: usize, running: usize, tokens: fn(usize) -> usize) -> Arc<Aske
 /// The text of the `i`-th stream.
 fn ask(server: &Server, i: usize, tokens: usize) -> String {
     let prompt: Vec<usize> = (0..PROMPT).map(|at| 100 + (at * 31 + i * 977) % 1800).collect();
-    let body = json!({
+    let mut body = json!({
         "prompt": prompt, "max_tokens": tokens, "stream": true, "seed": i, "temperature": 0.8, "ignore_eos": true,
         "stream_options": { "include_usage": true },
     });
+    if tokens == LOGPROBS {
+        body["logprobs"] = 2.into();
+    }
     let (events, done) = post(server, "/v1/completions", &body).events();
     assert!(done, "{events:?}");
     let usage = &events[events.len() - 1]["usage"];
@@ -101,6 +106,14 @@ fn one_after_the_other() {
     let asked = check(16, 16, |i| TOKENS + i);
     assert_eq!(get(&asked.logits), 0, "{asked:?}");
     assert!(get(&asked.starts) < 60, "{asked:?}");
+}
+
+/// One of many wants what only the host can give it: its logits come, and hardly anybody else's.
+#[test]
+fn one_that_the_host_chooses_for() {
+    let asked = check(9, 9, |i| if i == 4 { LOGPROBS } else { TOKENS });
+    // While there were few others yet, these were chosen beside it.
+    assert!((LOGPROBS..2 * LOGPROBS).contains(&get(&asked.logits)), "{asked:?}");
 }
 
 /// What goes on as ballast writes into no block that is another's: it ends with its block full, so that whatever it computes

@@ -40,7 +40,7 @@ pub(crate) use over_cpu;
 pub(crate) struct Asked {
     /// Steps that the host put together.
     pub(crate) steps: AtomicUsize,
-    /// Copies of logits to the host.
+    /// Rows of logits that were copied to the host.
     pub(crate) logits: AtomicUsize,
     /// Times that sequences were taken up.
     pub(crate) starts: AtomicUsize,
@@ -81,8 +81,10 @@ impl Backend for Ahead {
         self.cpu.run(site)
     }
     fn logits(&mut self) -> Result<&[f32], Fault> {
-        Asked::add(&self.asked.logits);
-        self.cpu.logits()
+        let vocab = self.cpu.model().config.vocab;
+        let logits = self.cpu.logits()?;
+        self.asked.logits.fetch_add(logits.len() / vocab, Ordering::Relaxed);
+        Ok(logits)
     }
     fn chooser(&mut self) -> Option<&mut dyn Chooser> {
         Some(self)

@@ -5,6 +5,7 @@
 //! same sequences decode and nobody joins them; the host hears of each token a step late. Who comes to an end within a burst
 //! stays in it as ballast until a good part has: beginning anew costs two steps, and a row that nobody wants costs little.
 
+use super::sequence::Chosen;
 use super::*;
 
 /// Tokens of a burst at most: what it costs to begin one is then nothing.

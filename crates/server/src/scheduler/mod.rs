@@ -12,6 +12,7 @@
 //! Knows nothing of text or HTTP; generic over the backend.
 
 mod burst;
+mod compute;
 mod pace;
 mod queue;
 mod sequence;
@@ -21,19 +22,17 @@ use std::time::{Duration, Instant};
 
 use engine::{NonFinite, PrefixCache, first_non_finite};
 use model::{BLOCK, Backend, Chosen as Drawn, Fault, Lane, Step, forward};
-use rayon::prelude::*;
 
 use crate::job::{Job, JobError};
 use crate::worker::Shared;
+use compute::{Outcome, Part};
 use pace::{Pace, share};
 use queue::Queue;
+use sequence::Refusal;
 pub(crate) use sequence::Sequence;
-use sequence::{Chosen, Refusal};
 
 /// Rows of a prompt whose logits are wanted that a step takes at most: with 151,936 tokens, 20 MB of logits.
 const SCORED: usize = 32;
-/// Logits of a step from which on they are looked at on several threads.
-const MANY_LOGITS: usize = 1 << 20;
 
 /// Blocks of a prompt that are worth a step to keep, when it is given up.
 const SAVED: usize = 4;
@@ -58,16 +57,6 @@ pub(crate) struct Scheduler<B> {
     examines_from: Instant,
     /// Sequences for which the backend can choose tokens at a time, as far as is known.
     widest_burst: usize,
-}
-
-/// What a sequence has in a step.
-struct Part {
-    /// Index among those running.
-    index: usize,
-    /// Rows.
-    rows: usize,
-    /// How many of them, at the end, have logits.
-    logits: usize,
 }
 
 impl<B: Backend> Scheduler<B> {
@@ -116,7 +105,7 @@ impl<B: Backend> Scheduler<B> {
         if !self.burst()? {
             let parts = self.plan();
             if !parts.is_empty() {
-                self.compute(&parts)?;
+                self.compute(parts)?;
             }
         }
         self.tell();
@@ -248,66 +237,6 @@ impl<B: Backend> Scheduler<B> {
         parts
     }
 
-    /// Runs a step of `parts`, and hands out what comes of it.
-    fn compute(&mut self, parts: &[Part]) -> Result<(), Fault> {
-        let (start, step) = (Instant::now(), self.step(parts));
-        let (vocab, context) = (self.backend.model().config.vocab, self.context());
-        let decoding = parts.iter().filter(|part| part.rows == 1 && part.logits == 1).count();
-        let prompt = step.rows.len() - decoding;
-        forward(&mut self.backend, &step)?;
-        // The device may run behind its host until something is asked of it: then a step has taken its time.
-        let drawn = self.draw(parts)?;
-        let logits = match drawn {
-            // Asked for once: it may be a copy from a device.
-            None if !step.logits.is_empty() => self.backend.logits()?,
-            _ => &[],
-        };
-        let elapsed = start.elapsed();
-        if !step.logits.is_empty() {
-            self.pace.observe(prompt, decoding, elapsed);
-        }
-        self.shared.metrics.step(prompt, elapsed);
-        let outcomes = match drawn {
-            Some(drawn) => self.drawn(parts, drawn),
-            None => outcomes(&mut self.running, parts, logits, vocab),
-        };
-        let mut outcomes = outcomes.into_iter();
-        for sequence in std::mem::take(&mut self.running) {
-            let on = match outcomes.next().flatten() {
-                Some(outcome) => self.settle(sequence, outcome, context),
-                None => Some(sequence),
-            };
-            self.running.extend(on);
-        }
-        Ok(())
-    }
-
-    /// What a step of `parts` meant for each of those running, where the backend has chosen.
-    fn drawn(&mut self, parts: &[Part], drawn: Vec<Drawn>) -> Vec<Option<Outcome>> {
-        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-        outcomes.resize_with(self.running.len(), || None);
-        let mut drawn = drawn.into_iter();
-        for part in parts {
-            self.running[part.index].computed += part.rows;
-            let chosen = if part.logits > 0 { drawn.next() } else { None };
-            outcomes[part.index] = Some(chosen.map_or(Outcome::Reading, |chosen| self.outcome(chosen)));
-        }
-        outcomes
-    }
-
-    fn step(&self, parts: &[Part]) -> Step {
-        let mut step = Step::default();
-        // Sequences and rows of a step are below 2^32.
-        for (number, part) in (0..).zip(parts) {
-            let sequence = &self.running[part.index];
-            step.rows.extend(sequence.rows(part.rows, number));
-            step.tables.push(sequence.table.clone());
-            let end = step.rows.len() as u32;
-            step.logits.extend(end - part.logits as u32..end);
-        }
-        step
-    }
-
     /// Goes on with `sequence`, or ends it.
     fn settle(&mut self, mut sequence: Sequence, outcome: Outcome, context: usize) -> Option<Sequence> {
         let chosen = match outcome {
@@ -374,62 +303,5 @@ impl<B: Backend> Scheduler<B> {
     /// Says how things are, for whoever looks at the load.
     fn tell(&self) {
         self.shared.metrics.load(self.running.len(), self.waiting.len(), &self.cache);
-    }
-}
-
-/// What a step of `parts` meant for each of `running`; none for those that it did not touch. `logits`: `[R, V]`, in the order
-/// of the parts.
-fn outcomes(running: &mut [Sequence], parts: &[Part], logits: &[f32], vocab: usize) -> Vec<Option<Outcome>> {
-    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-    outcomes.resize_with(running.len(), || None);
-    let mut sequences: Vec<Option<&mut Sequence>> = running.iter_mut().map(Some).collect();
-    let mut row = 0;
-    let work = parts.iter().map(|part| {
-        let sequence = sequences[part.index].take().expect("a sequence has one part of a step");
-        let logits = &logits[row * vocab..(row + part.logits) * vocab];
-        row += part.logits;
-        (part, sequence, logits)
-    });
-    let work: Vec<(&Part, &mut Sequence, &[f32])> = work.collect();
-    let choose = |(part, sequence, logits): (&Part, &mut Sequence, &[f32])| {
-        (part.index, Outcome::of(part, sequence, logits, vocab))
-    };
-    let chosen: Vec<(usize, Outcome)> = if logits.len() >= MANY_LOGITS {
-        work.into_par_iter().map(choose).collect()
-    } else {
-        work.into_iter().map(choose).collect()
-    };
-    chosen.into_iter().for_each(|(index, outcome)| outcomes[index] = Some(outcome));
-    outcomes
-}
-
-/// What a step meant for a sequence.
-enum Outcome {
-    /// More of the prompt is to be read.
-    Reading,
-    Chosen(Chosen),
-    Refused(Refusal),
-}
-
-impl Outcome {
-    /// Takes the rows of `part` as computed, and chooses if they were the last.
-    fn of(part: &Part, sequence: &mut Sequence, logits: &[f32], vocab: usize) -> Outcome {
-        let from = sequence.computed;
-        sequence.computed += part.rows;
-        if part.logits == 0 {
-            return Outcome::Reading;
-        }
-        if sequence.scores_prompt()
-            && let Err(refusal) = sequence.score(from, logits, vocab)
-        {
-            return Outcome::Refused(refusal);
-        }
-        if sequence.pending() > 0 {
-            return Outcome::Reading;
-        }
-        match sequence.choose(&logits[(part.logits - 1) * vocab..]) {
-            Ok(chosen) => Outcome::Chosen(chosen),
-            Err(refusal) => Outcome::Refused(refusal),
-        }
     }
 }
