@@ -14,7 +14,7 @@ use std::time::Duration;
 use client::{Answer, Shape, get, metric, post, raw, read, request, served, start, start_with, until};
 use cpu::Cpu;
 use model::{Backend, Buffer, Fault, Model, Site, Stage, Step};
-use over_cpu::over_cpu;
+use over_cpu::{Ahead, over_cpu};
 use serde_json::{Value as Json, json};
 use server::{Options, Server};
 
@@ -90,6 +90,15 @@ fn faulty(what: What) -> Server {
     start_with(served(Shape::default(), wrap), Options::default())
 }
 
+/// As [`faulty`], of a backend that chooses tokens itself.
+fn faulty_ahead(what: What) -> Server {
+    let wrap = move |cpu| {
+        let faulty = Faulty { cpu, what, rows: vec![], first_blocks: vec![] };
+        Box::new(Ahead::new(faulty, 16, Arc::default())) as Box<dyn Backend>
+    };
+    start_with(served(Shape::default(), wrap), Options::default())
+}
+
 fn poisoned(stream: bool) -> Json {
     let ids: Vec<u32> = std::iter::once(POISON).chain(300..430).collect();
     json!({ "prompt": ids, "max_tokens": 4, "seed": 1, "stream": stream })
@@ -106,7 +115,12 @@ fn text(answer: &Answer) -> String {
 
 #[test]
 fn nan_fails_its_request_alone() {
-    let server = faulty(What::Nan);
+    for server in [faulty(What::Nan), faulty_ahead(What::Nan)] {
+        check_nan(server);
+    }
+}
+
+fn check_nan(server: Server) {
     let want = text(&post(&server, "/v1/completions", &healthy(200)));
     std::thread::scope(|scope| {
         let other = scope.spawn(|| post(&server, "/v1/completions", &healthy(200)));
@@ -130,7 +144,6 @@ fn nan_fails_its_request_alone() {
     assert!(!done, "{}", streamed.body);
     assert_eq!(events.last().expect("an error")["error"]["code"], "numeric_fault");
     assert!(events.iter().all(|event| event["choices"].is_null()), "nothing was said: {}", streamed.body);
-    // By Anthropic's protocol in its shape.
     assert_eq!(get(&server, "/health").status, 200, "the process lives");
     assert_eq!(text(&post(&server, "/v1/completions", &healthy(200))), want);
     server.stop();

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cpu::Cpu;
 use engine::{Sampler, SamplerError, SamplerParams};
 use model::{BLOCK, Backend, Buffer, Chooser, Chosen, Fault, Lane, Model, Row, Site, Step, forward};
 
@@ -54,10 +53,10 @@ impl Asked {
     }
 }
 
-/// The CPU as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does: the contract of
+/// The CPU, or what stands before it, as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does: the contract of
 /// [`Chooser`] by the engine's own sampler.
-pub(crate) struct Ahead {
-    cpu: Cpu,
+pub(crate) struct Ahead<B> {
+    cpu: B,
     /// Sequences at a time.
     most: usize,
     lanes: Vec<Lane>,
@@ -65,13 +64,14 @@ pub(crate) struct Ahead {
     asked: Arc<Asked>,
 }
 
-impl Ahead {
-    pub(crate) fn new(cpu: Cpu, most: usize, asked: Arc<Asked>) -> Ahead {
+impl<B: Backend> Ahead<B> {
+    /// For at most so many sequences at a time.
+    pub(crate) fn new(cpu: B, most: usize, asked: Arc<Asked>) -> Ahead<B> {
         Ahead { cpu, most, lanes: Vec::new(), chosen: VecDeque::new(), asked }
     }
 }
 
-impl Backend for Ahead {
+impl<B: Backend> Backend for Ahead<B> {
     over_cpu!();
     fn begin(&mut self, step: &Step) -> Result<(), Fault> {
         Asked::add(&self.asked.steps);
@@ -112,7 +112,7 @@ fn choose(lane: &Lane, logits: &[f32]) -> Chosen {
     }
 }
 
-impl Chooser for Ahead {
+impl<B: Backend> Chooser for Ahead<B> {
     fn start(&mut self, lanes: &[Lane]) -> Result<(), Fault> {
         if lanes.len() > self.most {
             return Err(Fault::Capacity {
