@@ -45,6 +45,8 @@ inline f32 f16_to_f32(u16 bits) {
 }
 inline f32 max_nan(f32 x, f32 y) { return x != x || y != y ? __uint_as_float(0x7fffffffu) : fmaxf(x, y); }
 
+inline f32 inverse_nearly(f32 v) { return 1.0f / v; }
+inline void pause(u32) {}
 inline u32 opaque(u32 v) { return v; }
 inline u32 permute(u32 a, u32 b, u32 select) {
     u32 out = __byte_perm(a, b, select);

@@ -16,8 +16,8 @@ constexpr u32 ROUNDS = K <= 16 ? K : 1;
 // Order of probabilities as integers: they are no less than +0, or NaN. 0 is left for what was taken.
 __device__ __forceinline__ u32 rank_key(f32 p) { return p != p ? 1 : __float_as_uint(p) + 2; }
 
-// `logits` [E] to `experts` [K] and `weights` [K].
-__device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32* weights) {
+// `logits` [E] to `experts` [K] and `weights` [K]; with `most` less than K, only the first so many experts, and no weights.
+__device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32* weights, u32 most = K) {
     const u32 lane = threadIdx.x % 32;
     f32 p[OWN];
     const f32 none = __int_as_float(0xff800000);
@@ -43,11 +43,16 @@ __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32*
         }
     }
     const f32 total = butterfly(sum);
+    // The total lies between 1 and E, or is NaN.
+    bool tame = is_tame(magnitude(total));
+#pragma unroll UNROLL
+    for (u32 i = 0; i < OWN; i++) tame = tame && (i * 32 + lane >= E || p[i] == 0.0f || is_tame(magnitude(p[i])));
     u32 key[OWN], id[OWN];
 #pragma unroll UNROLL
     for (u32 i = 0; i < OWN; i++) {
         id[i] = i * 32 + lane;
-        key[i] = id[i] < E ? rank_key(__fdiv_rn(p[i], total)) : 0;
+        key[i] = 0;
+        if (id[i] < E) key[i] = rank_key(tame ? divide_tame(p[i], total) : __fdiv_rn(p[i], total));
     }
     // A lane's experts, the best first; only neighbours change places, so equals stay in order.
 #pragma unroll UNROLL
@@ -65,19 +70,21 @@ __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32*
     f32 chosen_sum = 0.0f;
 #pragma unroll ROUNDS
     for (u32 r = 0; r < K; r++) {
+        if (r >= most) return;
         const u32 top = __reduce_max_sync(0xffffffffu, key[0]);
-        const u32 who = __reduce_min_sync(0xffffffffu, key[0] == top ? id[0] : 0xffffffffu);
+        // Of equals, the one with the lowest id.
+        bool won = key[0] == top;
+        const u32 equals = __ballot_sync(0xffffffffu, won);
+        if (equals & (equals - 1)) won = won && id[0] == __reduce_min_sync(0xffffffffu, won ? id[0] : 0xffffffffu);
         const f32 weight = top == 1 ? __int_as_float(0x7fc00000) : __uint_as_float(top - 2);
         chosen_sum = __fadd_rn(chosen_sum, weight);
-        if (who % 32 == lane) {
+        if (won) {
+            experts[r] = id[0];
 #pragma unroll UNROLL
             for (u32 i = 0; i + 1 < OWN; i++) key[i] = key[i + 1], id[i] = id[i + 1];
             key[OWN - 1] = 0;
         }
-        if (r % 32 == lane) {
-            experts[r] = who;
-            mine[r / 32] = weight;
-        }
+        if (r % 32 == lane) mine[r / 32] = weight;
     }
     // 2^-14: cpu::ops::RENORMALISE_FLOOR. A NaN sum meets the floor too.
     const f32 floor = 6.103515625e-5f;

@@ -6,6 +6,16 @@
 // bands (decode_stream.cuh), fetched before the wait. Orders: as rules 1 and 3 write them. Bytes: the matrices once.
 #include "decode_stream.cuh"
 
+// The first number from `step` on that has no factor in common with `count`.
+constexpr u32 coprime(u32 step, u32 count) {
+    u32 a = count, b = step;
+    while (b != 0) {
+        const u32 rest = a % b;
+        a = b, b = rest;
+    }
+    return a == 1 ? step : coprime(step + 1, count);
+}
+
 #if HIDDEN % 256 == 0
 struct Qkv {
     static constexpr u32 Q_ROWS = HEADS * HEAD_DIM, KV_ROWS = KV_HEADS * HEAD_DIM;
@@ -14,15 +24,21 @@ struct Qkv {
     Matrix q, k, v;
     f32 *q_out, *k_out, *v_out;
 
-    __device__ __forceinline__ Item item(u32 band, u32 column) const {
+    // A block's places follow each other, but its bands come from far apart: nobody shall have only bands of the matrix whose
+    // type takes longest (V's, often).
+    static constexpr u32 STEP = coprime(END / 3 + 1, END);
+    __device__ __forceinline__ static u32 spread(u32 band) { return band * STEP % END; }
+
+    __device__ __forceinline__ Item item(u32 place, u32 column) const {
+        const u32 band = spread(place);
         const u32 start = band < Q_END ? 0 : band < K_END ? Q_END : K_END;
         const u8* data = band < Q_END ? q.data : band < K_END ? k.data : v.data;
         const u32 type = band < Q_END ? q.type : band < K_END ? k.type : v.type;
         return item_of(data, type, band - start, column, COLUMNS);
     }
     __device__ __forceinline__ f32 before(u32, u32) const { return 0.0f; }
-    __device__ __forceinline__ void finish(u32 band, u32 row, f32, const f32* terms) const {
-        const u32 start = band < Q_END ? 0 : band < K_END ? Q_END : K_END;
+    __device__ __forceinline__ void finish(u32 place, u32 row, f32, const f32* terms) const {
+        const u32 band = spread(place), start = band < Q_END ? 0 : band < K_END ? Q_END : K_END;
         f32* out = band < Q_END ? q_out : band < K_END ? k_out : v_out;
         const u32 type = band < Q_END ? q.type : band < K_END ? k.type : v.type;
         const u32 at = (band - start) * BAND + row;

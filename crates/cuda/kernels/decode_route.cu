@@ -10,8 +10,9 @@
 
 #if HIDDEN % 256 == 0 && EXPERTS > 0
 constexpr u32 WARPS = 16, THREADS = 32 * WARPS;
-// Router rows to a block.
-constexpr u32 ROWS = 4;
+// Router rows to a block: one, up to the processors that any GPU has today. A row is a chain of dependent instructions, and
+// rows beside each other on a processor contend for its shared memory.
+constexpr u32 ROWS = (EXPERTS + 127) / 128;
 
 // Dynamic shared memory; after it the block's rows of the router, [ROWS][D].
 struct Shared {
@@ -26,7 +27,7 @@ __device__ __forceinline__ u32 weight_bytes(u32 type) { return has(T_F32) && typ
 // One row's logit, rule 2.
 template <class At> __device__ __forceinline__ f32 logit(const f32* x, At&& at) {
     f32 sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 16
     for (u32 k = threadIdx.x % 32; k < HIDDEN; k += 32) sum = __fmaf_rn(at(k), x[k], sum);
     return butterfly(sum);
 }
@@ -42,9 +43,10 @@ __device__ __forceinline__ void store_row(const Shared& s, f32* normed, const Fi
     for (u32 block = blockIdx.x; block < HIDDEN / 256; block += gridDim.x) {
         const u32 i = block * 16 + threadIdx.x;
         if (threadIdx.x < 16) {
-            ((uint4*)fixed.hi)[i] = s.planes.hi[i];
-            if constexpr (PLANES == 2) ((uint4*)fixed.lo)[i] = s.planes.lo[i];
-            fixed.sum[i] = joined_sum(s.planes.sum[i]);
+            const uint4 hi = piece_of(s.planes.hi, i), lo = PLANES == 2 ? piece_of(s.planes.lo, i) : uint4{};
+            ((uint4*)fixed.hi)[i] = hi;
+            if constexpr (PLANES == 2) ((uint4*)fixed.lo)[i] = lo;
+            fixed.sum[i] = joined_sum(piece_sum(hi), PLANES == 2 ? piece_sum(lo) : 0);
         }
         if (threadIdx.x == 0) fixed.scale[block] = s.planes.scale[block];
         const u32 k = block * 256 + threadIdx.x % 256;

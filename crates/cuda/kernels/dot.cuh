@@ -1,10 +1,10 @@
 // Products of slices with an activation row, and how a slice comes from a tile into shared memory.
 //
-// A slice is sixteen weight rows ("a band", half a tile) by 256 values. A lane takes half of a row, 128 values: row
-// lane % 16, half lane / 16, in four-way dot products (dp4a), which are exact: integers in, 32-bit integers out. The two
-// halves meet in one shuffle. Weights are 16-byte pieces that no two lanes of a quarter warp want from the same bank,
-// activations the same for all lanes of a half. What counts at batch 1 is how long the chain of instructions is: here
-// all sums of sub-blocks are independent of each other.
+// A slice is sixteen weight rows ("a band", half a tile) by 256 values, multiplied by int8 tensor cores (exact: integers in,
+// 32-bit integers out): the weights' rows are A's, and B's eight columns are the two planes of four parts of the
+// activations, each of which the other parts' weights see as zeros. That wastes three quarters of the multiplications and
+// no instructions, and those are what counts: by four-way dots (dp4a) the same slice takes twice as long, since every lane
+// must read 16 times the activations from shared memory (measured: 1,300 to 1,900 cycles for sixteen warps' slices).
 #pragma once
 #include "row.cuh"
 #include "types.cuh"
@@ -76,134 +76,183 @@ template <u32 T> __device__ __forceinline__ void copy_slice(const Item& item, u8
     }
 }
 
-// Sums of a lane's products in both planes.
-struct Sum {
-    i32 h, l;
-
-    __device__ __forceinline__ void add(u32 codes, u32 hi, u32 lo) {
-        h = __dp4a((i32)codes, (i32)hi, h);
-        if constexpr (PLANES == 2) l = __dp4a((i32)codes, (i32)lo, l);
-    }
+// A lane's share of a block of activations, as B fragments want it: column i = lane / 8 of the tensor cores' pairs of columns
+// has the 64 values 64 i.., plane lane / 4 % 2 of them, and the other pairs meet zeros: `word[i][a]` is the lane's word of
+// values 64 i + 16 a.. if i is its own, else 0. So one product leaves the sums of sub-blocks apart that have scales of their
+// own, both planes side by side.
+struct Operand {
+    u32 word[4][4];
+    u32 own[4];  // of its own part
 };
 
-// Adds the products of 16 codes, four to a word, with piece `piece` of the activations.
-template <u32 K> __device__ __forceinline__ void add_piece(Sum& sum, const uint4& codes, const Planes<K>& row, u32 piece) {
-    const uint4 hi = row.hi[piece];
-    uint4 lo = {};
-    if constexpr (PLANES == 2) lo = row.lo[piece];
-    sum.add(codes.x, hi.x, lo.x);
-    sum.add(codes.y, hi.y, lo.y);
-    sum.add(codes.z, hi.z, lo.z);
-    sum.add(codes.w, hi.w, lo.w);
+template <u32 K> __device__ __forceinline__ Operand load_operand(const Planes<K>& row, u32 block, u32 lane) {
+    const bool low = lane / 4 % 2;
+    // One plane: the columns of the other are zero.
+    uint4 own = {};
+    if (PLANES == 2 || !low) own = (low ? row.lo : row.hi)[block * 16 + lane / 8 * 4 + lane % 4];
+    Operand x = {{}, {own.x, own.y, own.z, own.w}};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        // A product, since the units that select are the busiest here.
+        const u32 mine = opaque(lane / 8 == i);
+#pragma unroll
+        for (u32 a = 0; a < 4; a++) x.word[i][a] = x.own[a] * mine;
+    }
+    return x;
 }
 
-template <class F> __device__ __forceinline__ uint4 each(const uint4& a, F&& f) { return {f(a.x), f(a.y), f(a.z), f(a.w)}; }
-template <class F> __device__ __forceinline__ uint4 each(const uint4& a, const uint4& b, F&& f) {
-    return {f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w)};
+// A lane's words of two 16-byte pieces of a row: [piece][row r, row r + 8], r = lane / 4. Also sums: [row][plane].
+struct Four {
+    u32 v[4];
+};
+struct Sums {
+    i32 v[4] = {0, 0, 0, 0};
+};
+template <class F> __device__ __forceinline__ Four each(const Four& a, F&& f) { return {{f(a.v[0]), f(a.v[1]), f(a.v[2]), f(a.v[3])}}; }
+template <class F> __device__ __forceinline__ Four each(const Four& a, const Four& b, F&& f) {
+    return {{f(a.v[0], b.v[0]), f(a.v[1], b.v[1]), f(a.v[2], b.v[2]), f(a.v[3], b.v[3])}};
 }
 
-__device__ __forceinline__ const uint4& piece_at(const u8* slice, u32 unit, u32 r) { return *(const uint4*)(slice + unit * 256 + r * 16); }
+// Pieces `unit` and `unit` + 1.
+__device__ __forceinline__ Four load_units(const u8* slice, u32 unit, u32 lane) {
+    Four u;
+    load_matrices(u.v, slice + unit * 256 + lane * 16);
+    return u;
+}
 
-// Both halves of a row.
-__device__ __forceinline__ i32 both_halves(i32 v) { return v + __shfl_xor_sync(0xffffffffu, v, 16); }
+// Adds over the lanes of a row and hands each lane one row's sum: row r to even quads, row r + 8 to odd ones.
+__device__ __forceinline__ i32 gather(i32 upper, i32 lower) {
+    const bool odd = threadIdx.x % 2;
+    const i32 own = (odd ? lower : upper) + __shfl_xor_sync(0xffffffffu, odd ? upper : lower, 1);
+    return own + __shfl_xor_sync(0xffffffffu, own, 2);
+}
 
 __device__ __forceinline__ f32 half_at(const u8* p) { return f16_to_f32(*(const u16*)p); }
 
 // F of rule 1: the planes' sums as one float.
 __device__ __forceinline__ f32 both_planes(i32 h, i32 l) { return PLANES == 2 ? join(h, l) : __int2float_rn(h); }
 
-// d F - dmin G of a row of Q4_K or Q5_K.
-template <u32 T, u32 K> __device__ __forceinline__ f32 value_45(const u8* slice, u32 r, u32 half, const Planes<K>& row, u32 block) {
-    const uint4 head = piece_at(slice, 0, r);
-    // Four neighbouring numbers; 4 to 7 keep their two high bits above 0 to 3 (quant::block::six_bits).
-    const u32 scales = half == 0 ? head.y & 0x3f3f3f3f : (head.w & 0x0f0f0f0f) | (head.y >> 2 & 0x30303030);
-    const u32 minima = half == 0 ? head.z & 0x3f3f3f3f : (head.w >> 4 & 0x0f0f0f0f) | (head.z >> 2 & 0x30303030);
-    uint4 fifth[2];
-    if constexpr (T == T_Q5K) {
-        // Bit j of a byte belongs to sub-block j.
+// The sums of sub-blocks 2q (even) and 2q + 1 (odd) of 32 values, q being the lane's place in its quad. Q4_K: the odd ones
+// sixteen times, for nibbles stay where they are.
+template <u32 T> __device__ __forceinline__ void sums_of_32(const u8* slice, u32 lane, const Operand& x, Sums& even, Sums& odd) {
+    Four fifth;
+    if constexpr (T == T_Q5K) fifth = load_units(slice, Layout<T_Q5K>::QH, lane);
 #pragma unroll
-        for (u32 i = 0; i < 2; i++) fifth[i] = each(piece_at(slice, Layout<T>::QH + i, r), [=](u32 v) { return v >> (half * 4); });
-    }
-    const i32* sums = row.sum + block * 16 + half * 8;
-    i32 h = 0, l = 0, g = 0;
-#pragma unroll
-    for (u32 p = 0; p < 2; p++) {
-        // Sub-blocks 2p and 2p + 1 of the half are the low and the high nibbles of two pieces.
-        Sum even = {0, 0}, odd = {0, 0};
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            const uint4 w = piece_at(slice, Layout<T>::QS + half * 4 + p * 2 + i, r);
-            uint4 low = each(w, [](u32 v) { return v & 0x0f0f0f0f; }), high = each(w, [](u32 v) { return v >> 4 & 0x0f0f0f0f; });
-            if constexpr (T == T_Q5K) {
-                low = each(low, fifth[i], [=](u32 v, u32 f) { return v | (f >> (p * 2) & 0x01010101) << 4; });
-                high = each(high, fifth[i], [=](u32 v, u32 f) { return v | (f >> (p * 2 + 1) & 0x01010101) << 4; });
+    for (u32 p = 0; p < 4; p++) {
+        const u32(&b)[4] = x.word[p];
+        if constexpr (T == T_Q8_0) {
+            mma_k32<true>(even.v, load_units(slice, p * 4, lane).v, b[0], b[1]);
+            mma_k32<true>(odd.v, load_units(slice, p * 4 + 2, lane).v, b[2], b[3]);
+        } else {
+            // Low and high nibbles of two pieces.
+            const Four w = load_units(slice, Layout<T>::QS + p * 2, lane);
+            Four low = each(w, [](u32 v) { return v & 0x0f0f0f0fu; });
+            if constexpr (T == T_Q4K) {
+                mma_k32<true>(even.v, low.v, b[0], b[1]);
+                mma_k32<false>(odd.v, each(w, [](u32 v) { return v & 0xf0f0f0f0u; }).v, b[2], b[3]);
+            } else {
+                // Bit j of a byte of `fifth` belongs to sub-block j.
+                Four high = each(w, [](u32 v) { return v >> 4 & 0x0f0f0f0fu; });
+                low = each(low, fifth, [=](u32 v, u32 f) { return v | (f >> (p * 2) & 0x01010101u) << 4; });
+                high = each(high, fifth, [=](u32 v, u32 f) { return v | (f >> (p * 2 + 1) & 0x01010101u) << 4; });
+                mma_k32<true>(even.v, low.v, b[0], b[1]);
+                mma_k32<true>(odd.v, high.v, b[2], b[3]);
             }
-            const u32 piece = block * 16 + half * 8 + p * 4 + i;
-            add_piece(even, low, row, piece);
-            add_piece(odd, high, row, piece + 2);
         }
-        const i32 s0 = scales >> (p * 16) & 0xff, s1 = scales >> (p * 16 + 8) & 0xff;
-        const i32 m0 = minima >> (p * 16) & 0xff, m1 = minima >> (p * 16 + 8) & 0xff;
-        h += s0 * even.h + s1 * odd.h;
-        l += s0 * even.l + s1 * odd.l;
-        g += m0 * joined_sum(sums[p * 4] + sums[p * 4 + 1]) + m1 * joined_sum(sums[p * 4 + 2] + sums[p * 4 + 3]);
     }
-    const f32 f = both_planes(both_halves(h), PLANES == 2 ? both_halves(l) : 0);
-    const f32 minimum = __fmul_rn(f16_to_f32((u16)(head.x >> 16)), __int2float_rn(both_halves(g)));
-    return __fsub_rn(__fmul_rn(f16_to_f32((u16)head.x), f), minimum);
 }
 
-// d F of a row of Q6_K. Codes are biased by 32: sums begin at the bias.
-template <u32 K> __device__ __forceinline__ f32 value_6(const u8* slice, u32 r, u32 half, const Planes<K>& row, u32 block) {
+// d F - dmin G of a row of Q4_K or Q5_K.
+template <u32 T, u32 K> __device__ __forceinline__ f32 value_45(const u8* slice, u32 lane, const Planes<K>& row, u32 block) {
+    const u32 r = lane / 4, q = lane % 4;
+    // Where the two scales of a lane lie (quant::block::six_bits): those of sub-blocks 4 to 7 keep their two high bits above
+    // those of 0 to 3.
+    const u32 at = q % 2 * 16, high_at = at + q / 2 * 2, high_bits = q < 2 ? 0x3f3f : 0x3030, low_bits = q < 2 ? 0 : 0x0f0f;
+    const int2 sums = *(const int2*)&row.sum[block * 8 + q * 2];
+    Sums even, odd;
+    sums_of_32<T>(slice, lane, load_operand(row, block, lane), even, odd);
+    i32 h[2], l[2], g[2];
+    u32 d[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        const uint4 head = *(const uint4*)(slice + (r + i * 8) * 16);
+        const u32 scales = (head.y >> high_at & high_bits) | (head.w >> at & low_bits);
+        const u32 minima = (head.z >> high_at & high_bits) | (head.w >> (at + 4) & low_bits);
+        const i32 s0 = scales & 0xff, s1 = scales >> 8;
+        constexpr i32 LESS = T == T_Q4K ? 16 : 1;
+        h[i] = s0 * even.v[i * 2] * LESS + s1 * odd.v[i * 2];
+        l[i] = s0 * even.v[i * 2 + 1] * LESS + s1 * odd.v[i * 2 + 1];
+        g[i] = (i32)(minima & 0xff) * sums.x + (i32)(minima >> 8) * sums.y;
+        d[i] = head.x;
+    }
+    // Sixteen times Q4_K's largest sum is 4.9e8.
+    constexpr u32 SHIFT = T == T_Q4K ? 4 : 0;
+    const f32 f = both_planes(gather(h[0], h[1]) >> SHIFT, PLANES == 2 ? gather(l[0], l[1]) >> SHIFT : 0);
+    const u32 own = q % 2 ? d[1] : d[0];
+    const f32 minimum = __fmul_rn(f16_to_f32((u16)(own >> 16)), __int2float_rn(gather(g[0], g[1])));
+    return __fsub_rn(__fmul_rn(f16_to_f32((u16)own), f), minimum);
+}
+
+// d F of a row of Q6_K. Its codes are biased by 32; here they are four times themselves, for their six bits join at the top
+// of a byte with the fewest instructions, and sums begin at -128 times the activations. The largest is 5.6e8.
+template <u32 K> __device__ __forceinline__ f32 value_6(const u8* slice, u32 lane, const Planes<K>& row, u32 block) {
     using L = Layout<T_Q6K>;
-    const uint2 scales = *(const uint2*)(slice + L::SCALES * 256 + r * 16 + half * 8);
-    i32 h = 0, l = 0;
-    uint4 high[2];
+    const u32 r = lane / 4, q = lane % 4;
+    const Operand x = load_operand(row, block, lane);
+    Sums sums[4];  // of sub-blocks 4 q + a
+    constexpr u32 BIAS[4] = {0x80808080u, 0x80808080u, 0, 0};
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) high[i] = piece_at(slice, L::QH + half * 2 + i, r);
+    for (u32 a = 0; a < 4; a++) mma_k32<true>(sums[a].v, BIAS, x.own[a], 0);
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        // Sub-blocks i and i + 4 of the half: the low and the high nibbles of a piece.
-        const uint4 w = piece_at(slice, L::QL + half * 4 + i, r);
+    for (u32 half = 0; half < 2; half++) {
+        const Four high = load_units(slice, L::QH + half * 2, lane);
+        const Four nibbles[2] = {load_units(slice, L::QL + half * 4, lane), load_units(slice, L::QL + half * 4 + 2, lane)};
+        const auto codes = [&](u32 sub, u32 i) {
+            const u32 w = nibbles[sub % 4 / 2].v[sub % 2 * 2 + i], f = high.v[sub % 2 * 2 + i], shift = sub / 2 * 2;
+            return ((sub < 4 ? w << 2 : w >> 2) & 0x3c3c3c3cu) | (f << (6 - shift) & 0xc0c0c0c0u);
+        };
 #pragma unroll
-        for (u32 n = 0; n < 2; n++) {
-            const u32 sub = i + n * 4, shift = sub / 2 * 2;  // of its two high bits
-            const uint4 codes = each(w, high[i % 2], [=](u32 v, u32 f) {
-                return (v >> (n * 4) & 0x0f0f0f0f) | ((shift < 4 ? f << (4 - shift) : f >> (shift - 4)) & 0x30303030);
-            });
-            const u32 piece = block * 16 + half * 8 + sub;
-            Sum sum = {sum_high(row.sum[piece]) * -32, sum_low(row.sum[piece]) * -32};
-            add_piece(sum, codes, row, piece);
-            const i32 scale = (i32)(i8)((sub < 4 ? scales.x : scales.y) >> (sub % 4 * 8));
-            h += scale * sum.h;
-            l += scale * sum.l;
+        for (u32 a = 0; a < 4; a++) {
+            // The low and the high nibbles of a piece: sub-blocks a and 4 + a of the half.
+            const u32 both[4] = {codes(a, 0), codes(a, 1), codes(a + 4, 0), codes(a + 4, 1)};
+            mma_k32<false>(sums[a].v, both, x.word[half * 2][a], x.word[half * 2 + 1][a]);
         }
     }
-    const f32 f = both_planes(both_halves(h), PLANES == 2 ? both_halves(l) : 0);
-    return __fmul_rn(half_at(slice + Slice<T_Q6K>::WHOLE + r * 2), f);
+    i32 h[2] = {0, 0}, l[2] = {0, 0};
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        const u32 scales = *(const u32*)(slice + L::SCALES * 256 + (r + i * 8) * 16 + q * 4);
+#pragma unroll
+        for (u32 a = 0; a < 4; a++) {
+            const i32 scale = (i32)permute(scales, 0, a | (a | 8) * 0x1110);  // byte a, and its sign three times
+            h[i] += scale * sums[a].v[i * 2];
+            l[i] += scale * sums[a].v[i * 2 + 1];
+        }
+    }
+    const f32 f = both_planes(gather(h[0], h[1]) >> 2, PLANES == 2 ? gather(l[0], l[1]) >> 2 : 0);
+    return __fmul_rn(half_at(slice + Slice<T_Q6K>::WHOLE + (r + q % 2 * 8) * 2), f);
 }
 
 // Writes the terms of the sixteen rows: terms[term][row].
 template <u32 T, u32 K>
 __device__ __forceinline__ void slice_terms(const u8* slice, u32 lane, const Planes<K>& row, u32 block, f32* terms) {
-    const u32 r = lane % 16, half = lane / 16;
+    const u32 r = lane / 4, q = lane % 4;
     const f32 scale = row.scale[block];
     if constexpr (T == T_Q8_0) {
+        Sums sums[2];
+        sums_of_32<T>(slice, lane, load_operand(row, block, lane), sums[0], sums[1]);
         // s * (d * F + 0 * G): the zero changes no bit of a sum that began at +0.
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            const u32 b = half * 4 + i;
-            Sum sum = {0, 0};
-#pragma unroll
-            for (u32 u = 0; u < 2; u++) add_piece(sum, piece_at(slice, b * 2 + u, r), row, block * 16 + b * 2 + u);
-            const f32 d = half_at(slice + Slice<T>::WHOLE + b * 32 + r * 2);
-            terms[b * BAND + r] = __fmul_rn(scale, __fmul_rn(d, both_planes(sum.h, sum.l)));
+            const u32 b = q * 2 + i / 2, at = r + i % 2 * 8;
+            const f32 d = half_at(slice + Slice<T>::WHOLE + b * 32 + at * 2);
+            terms[b * BAND + at] = __fmul_rn(scale, __fmul_rn(d, both_planes(sums[i / 2].v[i % 2 * 2], sums[i / 2].v[i % 2 * 2 + 1])));
         }
     } else {
         f32 v;
-        if constexpr (T == T_Q6K) v = value_6(slice, r, half, row, block);
-        else v = value_45<T>(slice, r, half, row, block);
-        if (half == 0) terms[r] = __fmul_rn(scale, v);
+        if constexpr (T == T_Q6K) v = value_6(slice, lane, row, block);
+        else v = value_45<T>(slice, lane, row, block);
+        if (q < 2) terms[r + q * 8] = __fmul_rn(scale, v);
     }
 }
 

@@ -30,6 +30,14 @@ __device__ __forceinline__ void wait_dependencies() {
 #endif
 }
 
+// Lets about so many cycles go by.
+__device__ __forceinline__ void pause(u32 cycles) {
+    u32 began, now;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(began) :: "memory");
+    do asm volatile("mov.u32 %0, %%clock;" : "=r"(now) :: "memory");
+    while (now - began < cycles);
+}
+
 // ---- Loads -------------------------------------------------------------------------------------------------------------
 // 16 bytes of weights, which nothing in this step has written: may pass through the read-only path, and may be issued
 // before `wait_dependencies`.
@@ -88,6 +96,12 @@ __device__ __forceinline__ f32 f16_to_f32(u16 bits) {
     f32 v;
     asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));
     return v;
+}
+// 1 / v to within a unit in the last place, for v between 2^-126 and 2^126.
+__device__ __forceinline__ f32 inverse_nearly(f32 v) {
+    f32 r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
 }
 // The larger one, NaN if one is.
 __device__ __forceinline__ f32 max_nan(f32 x, f32 y) {

@@ -5,20 +5,21 @@
 #pragma once
 #include "arith.cuh"
 
-// A row of K values in fixed point, as `Fixed` but for the sums: over 16 values, of the high plane times 65536 plus of the
-// low plane, each of which fits 13 bits. Q6_K needs them apart.
+// A row of K values in fixed point. The bytes lie as `load_operand` (dot.cuh) wants them: of every 64 values, word q of the
+// 16 values a is word q * 4 + a, so that a lane's four words are together.
 template <u32 K> struct Planes {
     static_assert(K % 256 == 0, "fixed-point blocks of 256");
     uint4 hi[K / 16];
     uint4 lo[PLANES == 2 ? K / 16 : 1];
-    i32 sum[K / 16];
+    i32 sum[K / 32];  // of q
     f32 scale[K / 256];
 };
 
-__device__ __forceinline__ i32 sum_low(i32 s) { return PLANES == 2 ? (i32)(i16)s : 0; }
-__device__ __forceinline__ i32 sum_high(i32 s) { return (s - sum_low(s)) >> 16; }
-// Of q: 256 hi + lo, or hi (A8).
-__device__ __forceinline__ i32 joined_sum(i32 s) { return PLANES == 2 ? sum_high(s) * 256 + sum_low(s) : sum_high(s); }
+// Of 16 values `piece`, word q's place.
+__device__ __forceinline__ u32 word_of(u32 piece, u32 q) { return piece / 4 * 16 + q * 4 + piece % 4; }
+
+// 256 hi + lo, or hi (A8).
+__device__ __forceinline__ i32 joined_sum(i32 high, i32 low) { return PLANES == 2 ? high * 256 + low : high; }
 
 // Eight neighbouring values: a lane's share of a block of 256.
 struct Eight {
@@ -34,6 +35,16 @@ __device__ __forceinline__ i32 piece_sum(const uint4& v) {
     return __dp4a((i32)v.x, 0x01010101, __dp4a((i32)v.y, 0x01010101, __dp4a((i32)v.z, 0x01010101, __dp4a((i32)v.w, 0x01010101, 0))));
 }
 
+// 16 values of a plane, in their order, to and from where they lie.
+__device__ __forceinline__ void put_piece(uint4* plane, u32 piece, const uint4& v) {
+    u32* const words = (u32*)plane;
+    words[word_of(piece, 0)] = v.x, words[word_of(piece, 1)] = v.y, words[word_of(piece, 2)] = v.z, words[word_of(piece, 3)] = v.w;
+}
+__device__ __forceinline__ uint4 piece_of(const uint4* plane, u32 piece) {
+    const u32* const words = (const u32*)plane;
+    return {words[word_of(piece, 0)], words[word_of(piece, 1)], words[word_of(piece, 2)], words[word_of(piece, 3)]};
+}
+
 // Rounds block `block`, of which this lane holds values 8 lane to 8 lane + 7 (quant::round_block).
 template <u32 K> __device__ __forceinline__ void round_block(Planes<K>& row, u32 block, const Eight& x, u32 lane) {
     u32 amax = 0;
@@ -45,15 +56,19 @@ template <u32 K> __device__ __forceinline__ void round_block(Planes<K>& row, u32
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
         const i32 q = round_fixed(x.v[i], r);
-        const i32 h = PLANES == 2 ? high_plane(q) : q;
-        hi[i / 4] |= (u32)(h & 0xff) << (i % 4 * 8);
+        hi[i / 4] |= (u32)((PLANES == 2 ? high_plane(q) : q) & 0xff) << (i % 4 * 8);
         if constexpr (PLANES == 2) lo[i / 4] |= (u32)(q & 0xff) << (i % 4 * 8);
-        sum += h * 65536 + (PLANES == 2 ? low_plane(q) : 0);
+        sum += q;
     }
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    ((uint2*)row.hi)[block * 32 + lane] = make_uint2(hi[0], hi[1]);
-    if constexpr (PLANES == 2) ((uint2*)row.lo)[block * 32 + lane] = make_uint2(lo[0], lo[1]);
-    if (lane % 2 == 0) row.sum[block * 16 + lane / 2] = sum;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        const u32 at = block * 64 + word_of(lane / 2, lane % 2 * 2 + i);
+        ((u32*)row.hi)[at] = hi[i];
+        if constexpr (PLANES == 2) ((u32*)row.lo)[at] = lo[i];
+    }
+    if (lane % 4 == 0) row.sum[block * 8 + lane / 4] = sum;
     if (lane == 0) row.scale[block] = r.scale;
 }
 
@@ -61,7 +76,7 @@ template <u32 K> __device__ __forceinline__ void round_block(Planes<K>& row, u32
 // a piece of 16 values.
 template <u32 K, u32 COUNT> struct Copied {
     static constexpr u32 OWN = (K / 16 + COUNT - 1) / COUNT;
-    uint4 hi[OWN], lo[PLANES == 2 ? OWN : 1];
+    uint4 hi[OWN], lo[PLANES == 2 ? OWN : 1], sum[OWN];
     f32 scale[OWN];
 
     __device__ __forceinline__ void fetch(const Fixed& from) {
@@ -70,6 +85,7 @@ template <u32 K, u32 COUNT> struct Copied {
             const u32 i = o * COUNT + threadIdx.x;
             if (i < K / 16) hi[o] = load_fresh16(from.hi + i * 16);
             if constexpr (PLANES == 2) if (i < K / 16) lo[o] = load_fresh16(from.lo + i * 16);
+            if (i < K / 64) sum[o] = load_fresh16(from.sum + i * 4);
             if (i < K / 256) scale[o] = load_fresh(from.scale + i);
         }
     }
@@ -80,13 +96,9 @@ template <u32 K, u32 COUNT> struct Copied {
         for (u32 o = 0; o < OWN; o++) {
             const u32 i = o * COUNT + threadIdx.x;
             if (i >= K / 16) continue;
-            row.hi[i] = hi[o];
-            i32 sum = piece_sum(hi[o]) * 65536;
-            if constexpr (PLANES == 2) {
-                row.lo[i] = lo[o];
-                sum += piece_sum(lo[o]);
-            }
-            row.sum[i] = sum;
+            put_piece(row.hi, i, hi[o]);
+            if constexpr (PLANES == 2) put_piece(row.lo, i, lo[o]);
+            if (i < K / 64) ((int2*)row.sum)[i] = make_int2((i32)(sum[o].x + sum[o].y), (i32)(sum[o].z + sum[o].w));
             if (i < K / 256) row.scale[i] = scale[o];
         }
     }

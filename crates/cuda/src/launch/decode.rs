@@ -25,8 +25,6 @@ const THREADS: u32 = 32 * WARPS as u32;
 const BAND: usize = 16;
 /// Values of a slice.
 const SLICE: usize = 256;
-/// `ROWS` of `decode_route.cu`: router rows to a block of threads.
-const ROUTER_ROWS: usize = 4;
 /// Slices that a warp has under way: as many as it will multiply, or enough to hide the memory's latency. All of
 /// `decode_up`'s, whose last would else queue behind what `decode_down` asks for meanwhile. `wait_copies` knows up to 4.
 const DEPTH: usize = 3;
@@ -126,7 +124,7 @@ impl Machine {
 /// Bytes of `Planes<K>` in `row.cuh`.
 fn planes_bytes(k: usize, planes: usize) -> usize {
     let low = if planes == 2 { k } else { 16 };
-    (k + low + k / 16 * size_of::<i32>() + k / SLICE * size_of::<f32>()).next_multiple_of(16)
+    (k + low + k / 32 * size_of::<i32>() + k / SLICE * size_of::<f32>()).next_multiple_of(16)
 }
 
 /// Bytes of a band by 256 values, for the types that the kernels know.
@@ -242,10 +240,12 @@ impl Cuda {
             Dtype::F16 | Dtype::BF16 => 2,
             _ => return Ok(false),
         };
+        // `ROWS` of decode_route.cu: router rows to a block of threads, a warp each at most.
+        let rows = router.rows.div_ceil(128);
         // `Shared` of decode_route.cu: the row as planes and as floats, partial sums, a flag; then router rows.
         let state = planes_bytes(d, self.machine().planes) + 4 * (d + 256 + 1);
-        let shared = state.next_multiple_of(16) + ROUTER_ROWS * d * bytes;
-        if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || shared > self.machine().shared {
+        let shared = state.next_multiple_of(16) + rows * d * bytes;
+        if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || rows > WARPS || shared > self.machine().shared {
             return Ok(false);
         }
         let later = self.whole && self.up_plan(layer).is_some();
@@ -260,7 +260,7 @@ impl Cuda {
             .push(b.expert_weights.ptr())
             .push(if later { Ptr::NULL } else { b.decode.arrived.ptr() });
         let function = self.kernels.get("decode_route");
-        let shape = Shape::new(router.rows.div_ceil(ROUTER_ROWS), THREADS).shared(shared);
+        let shape = Shape::new(router.rows.div_ceil(rows), THREADS).shared(shared);
         function.launch(&self.device, shape, arguments)?;
         self.buffers.decode.unchosen = later.then_some(layer);
         Ok(true)
