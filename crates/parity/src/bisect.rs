@@ -3,15 +3,15 @@
 
 use std::collections::BTreeSet;
 
-use model::{BLOCK, Buffer, Fault, Model, Site, Stage, Step};
+use model::{BLOCK, Fault, Model, Site, Step};
 
-use crate::bench::{Bench, fresh};
+use crate::bench::Bench;
 use crate::dump::{DumpError, StepRecord};
 use crate::explain::explain;
 use crate::fingerprint;
 use crate::judge::Judge;
 use crate::localise::{Localised, first_wrong, localise};
-use crate::pair::{Capture, Forcing, Found, Walk, walk};
+use crate::pair::{Forcing, Found, Walk, walk};
 use crate::place::Place;
 use crate::report::{
     self, Cell, Class, Finding, LayerTypes, Outcome, Report, RunFacts, SideFacts, Skipped, Status,
@@ -20,6 +20,8 @@ use crate::reproduction::Reproduction;
 use crate::scenario::{Limits, Scenario};
 use crate::side::{Engine, Side};
 use crate::verdict;
+
+mod class;
 
 /// Why there is no verdict.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +132,7 @@ pub fn bisect(
         judge: work.judge.reason(),
         command: None,
         seconds: None,
-        types: types(model),
+        types: LayerTypes::of(model),
         runs,
         skipped,
         finding,
@@ -168,25 +170,6 @@ fn outcome(runs: &[RunFacts], finding: Option<&Finding>) -> Outcome {
         None if cells.count() > 0 => Outcome::NonFinite,
         None => Outcome::Agree,
     }
-}
-
-/// The model's tensors by layer and type.
-pub(crate) fn types(model: &Model) -> Vec<LayerTypes> {
-    let mut all: Vec<LayerTypes> = Vec::new();
-    for tensor in model.weights.tensors() {
-        let of_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-        let (layer, stem) = match of_layer {
-            Some((layer, stem)) => (layer.parse().ok(), stem),
-            None => (None, &*tensor.name),
-        };
-        let entry = (stem.trim_end_matches(".weight").to_owned(), tensor.dtype.to_string());
-        match all.iter_mut().find(|types| types.layer == layer) {
-            Some(types) if !types.tensors.contains(&entry) => types.tensors.push(entry),
-            Some(_) => {}
-            None => all.push(LayerTypes { layer, tensors: vec![entry] }),
-        }
-    }
-    all
 }
 
 struct Work<'a> {
@@ -245,7 +228,7 @@ impl Work<'_> {
             |cell: &Cell| cell.figures.left.finite + cell.figures.right.finite != 2 * cell.figures.total;
         Ok(RunFacts {
             scenario,
-            steps: steps.iter().map(record).collect(),
+            steps: steps.iter().map(StepRecord::of).collect(),
             forced: forcing == Forcing::Every,
             first_divergence: cells.iter().position(|cell| {
                 (parts(cell) || bits(cell)) && !self.options.masked.contains(&cell.place.site)
@@ -333,87 +316,6 @@ impl Work<'_> {
             _ => Ok(walk(self.model, sides, steps, 0, self.walk_as(Forcing::Every, true, None))?.cells),
         }
     }
-
-    fn inherited(
-        &self,
-        finding: impl Fn(Class, String) -> Finding,
-        sides: &[Side<'_>; 2],
-        capture: &Capture,
-    ) -> Finding {
-        let spoiled = capture.spoiled.iter().next();
-        let dump = sides.iter().any(Side::is_dump);
-        let class = match spoiled {
-            // Nothing was spoiled before it, and it is right: it does not err every time.
-            None if !dump => {
-                let evidence = "when the same steps were run once more, it agreed";
-                return finding(Class::State { only: Scenario::Repeat }, evidence.into());
-            }
-            _ => Class::Inherited {
-                spoiled_after: spoiled.map(|(_, site)| site.to_string()),
-                buffer: spoiled.map(|(buffer, _)| buffer.name().into()),
-            },
-        };
-        let evidence = match spoiled {
-            Some((buffer, site)) if site.stage.writes().contains(buffer) => {
-                format!("on the left's inputs the stage agrees; {buffer} is wrong since {site} wrote it")
-            }
-            Some((buffer, site)) => {
-                format!(
-                    "on the left's inputs the stage agrees; {site} changed {buffer}, which it does not write"
-                )
-            }
-            None => {
-                "on the left's inputs the stage agrees; it inherits the error of a stage that was not kept"
-                    .into()
-            }
-        };
-        finding(class, evidence)
-    }
-
-    fn classify(
-        &self,
-        scenario: Scenario,
-        sides: &mut [Side<'_>; 2],
-        capture: &Capture,
-    ) -> Result<(Class, String), BisectError> {
-        let local = |why: &str| Ok((Class::Local, why.to_owned()));
-        let state = |why: String| Ok((Class::State { only: scenario }, why));
-        match scenario {
-            Scenario::Whole | Scenario::Dump | Scenario::Unobserved => {
-                return local("on the left's inputs the stage still errs");
-            }
-            Scenario::Repeat => return state("the same steps agreed the first time".into()),
-            _ => {}
-        }
-        let inside = sides[0].observe(true) & sides[1].observe(true);
-        let Some(mut bench) = bench(sides, inside) else {
-            return local("on the left's inputs the stage still errs");
-        };
-        let tokens: Vec<u32> = capture.step.rows.iter().map(|row| row.token).collect();
-        let step = fresh(&tokens);
-        let outputs: Vec<Buffer> = capture.left.keys().copied().collect();
-        // The head wrote fewer rows than a fresh step, in which all have logits.
-        if capture.site.stage == Stage::Head {
-            return local("on the left's inputs the stage still errs");
-        }
-        let [left, right] = bench.ask(&step, capture.site, &capture.inputs, &outputs)?;
-        let alone = Capture { step, left, right, ..capture.clone() };
-        if first_wrong(&self.model.config, &self.judge, &alone).is_some() {
-            let rows = tokens.len();
-            return local(&format!(
-                "alone, in a fresh step of {rows} row{}, the stage still errs",
-                plural(rows)
-            ));
-        }
-        state(format!(
-            "on the same inputs, but in a step of its own, the stage agrees: it errs only {}",
-            scenario.only()
-        ))
-    }
-}
-
-fn plural(n: usize) -> &'static str {
-    if n == 1 { "" } else { "s" }
 }
 
 /// What went wrong in some way of running only is no tensor's fault.
@@ -449,17 +351,6 @@ fn limits(sides: &[Side<'_>; 2]) -> Limits {
         }
     }
     limits
-}
-
-fn record(step: &Step) -> StepRecord {
-    StepRecord {
-        file: None,
-        sha256: None,
-        tokens: step.rows.iter().map(|row| row.token).collect(),
-        positions: step.rows.iter().map(|row| row.position).collect(),
-        sequences: step.rows.iter().map(|row| row.sequence).collect(),
-        logits: step.logits.clone(),
-    }
 }
 
 #[cfg(test)]

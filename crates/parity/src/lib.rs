@@ -32,6 +32,7 @@ pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod trace;
+mod types;
 mod verdict;
 
 pub use bisect::{BisectError, Bisection, Options, bisect, compare};

@@ -10,6 +10,7 @@ use crate::place::{Number, Place};
 use crate::routing::Routing;
 use crate::scenario::Scenario;
 use crate::stats::{Comparison, Difference, Finiteness};
+pub use crate::types::LayerTypes;
 
 /// What `format` says.
 pub const FORMAT: &str = "tally-bisect";
@@ -62,15 +63,6 @@ pub struct Skipped {
     pub scenario: Scenario,
     /// Why.
     pub why: String,
-}
-
-/// Types of a layer's tensors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LayerTypes {
-    /// The layer; none for the embedding and the head.
-    pub layer: Option<usize>,
-    /// `(GGUF name without layer, type)`.
-    pub tensors: Vec<(String, String)>,
 }
 
 /// One side.

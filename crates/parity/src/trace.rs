@@ -7,10 +7,9 @@ use std::collections::BTreeSet;
 use model::{Backend, Buffer, Fault, Site, Stage, Step};
 use serde::{Deserialize, Serialize};
 
-use crate::bisect::types;
 use crate::hooked::{Hook, Hooked};
 use crate::place::{Number, Place};
-use crate::report::LayerTypes;
+use crate::types::LayerTypes;
 
 /// What to keep; everything unless narrowed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -154,7 +153,7 @@ impl<B: Backend> Traced<B> {
     /// Watches `inner`, and the inside of its stages if it can; keeps `values`, or else statistics alone.
     pub fn new(mut inner: B, filter: Filter, values: bool) -> Traced<B> {
         let inside = inner.observe(true);
-        let types = types(inner.model());
+        let types = LayerTypes::of(inner.model());
         let trace = Trace { inside, types, ..Trace::default() };
         Hooked::with(inner, Box::new(Keep { filter, values, trace }))
     }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cpu::Cpu;
-use model::{Backend, forward};
+use model::{Backend, Buffer, Stage, forward};
 use oracle::Oracle;
 use quant::fixed::Activations;
 
