@@ -133,7 +133,7 @@ struct Pair<'a, 'b> {
     found: Found,
     spoiled: BTreeMap<Buffer, Site>,
     past: Vec<Stored>,
-    /// What a stage has written that a later one of the same layer may read: nothing else need be there to be looked at.
+    /// What the stages so far have written for the one to stop at: nothing else need be there to be looked at.
     written: BTreeSet<Buffer>,
     /// Why the forward was ended: it only knows faults.
     failed: Option<BisectError>,
@@ -250,11 +250,12 @@ impl Pair<'_, '_> {
         if index != self.index {
             return Ok(());
         }
-        if site.stage == Stage::Qkv {
-            // Of the layer before, only the residual stream goes on.
-            self.written.retain(|&buffer| buffer == Buffer::X);
+        // Of other layers, only the residual stream goes on to the target's.
+        if site.layer != target.layer {
+            self.written.retain(|buffer| *buffer == Buffer::X);
         }
-        self.written.extend(site.stage.writes());
+        let goes_on = |buffer: &&Buffer| site.layer == target.layer || **buffer == Buffer::X;
+        self.written.extend(site.stage.writes().iter().filter(goes_on));
         for &buffer in target.stage.reads() {
             if site.stage.writes().contains(&buffer) {
                 self.spoiled.remove(&buffer);
