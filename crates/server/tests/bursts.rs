@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use client::{Shape, metric, post, served, start_with};
+use client::{Shape, metric, post, served, start_with, until};
 use model::Backend;
 use over_cpu::{Ahead, Asked};
 use serde_json::json;
@@ -44,7 +44,9 @@ fn check(streams: usize, running: usize, tokens: fn(usize) -> usize) -> Arc<Aske
             let all: Vec<_> = (0..streams).map(one).collect();
             all.into_iter().map(|(i, one)| (i, one.join().expect("it ends"))).collect::<Vec<_>>()
         });
-        assert_eq!(metric(&server, "tally_kv_blocks_available"), metric(&server, "tally_kv_blocks"));
+        until("all blocks come back", || {
+            metric(&server, "tally_kv_blocks_available") == metric(&server, "tally_kv_blocks")
+        });
         server.stop();
         texts
     };

@@ -10,24 +10,19 @@ use serde_json::{Map, Value as Json, json};
 
 use super::finished::{finished, total};
 use super::params::{Format, Params, top_logprobs};
+use super::tools::Offer;
 use super::{id, read};
 use crate::answer::{Caller, Piece, Usage, Why};
-use crate::conversation::{Chat, ToolChoice, now};
+use crate::conversation::{Chat, now};
 use crate::error::ApiError;
 use crate::job::Logprobs;
 use crate::service::Service;
 use crate::sse::{self, Events, Renderer};
-use crate::text::{Delta, Tool};
+use crate::text::Delta;
 
 #[derive(Debug, Deserialize)]
 struct Body {
     messages: Vec<Json>,
-    #[serde(default)]
-    tools: Option<Vec<ToolBody>>,
-    #[serde(default)]
-    tool_choice: Option<Json>,
-    #[serde(default)]
-    parallel_tool_calls: Option<bool>,
     #[serde(default)]
     logprobs: Option<bool>,
     #[serde(default)]
@@ -38,53 +33,6 @@ struct Body {
     chat_template_kwargs: Option<Map<String, Json>>,
 }
 
-#[derive(Debug, Deserialize)]
-struct ToolBody {
-    r#type: String,
-    function: Function,
-}
-
-/// A function as OpenAI describes it.
-#[derive(Debug, Deserialize)]
-pub(super) struct Function {
-    name: String,
-    #[serde(default)]
-    description: Option<String>,
-    #[serde(default)]
-    parameters: Option<Json>,
-    #[serde(default)]
-    strict: Option<bool>,
-}
-
-impl Function {
-    pub(super) fn tool(self, field: &str) -> Result<Tool, ApiError> {
-        tool(field, self.name, self.description, self.parameters, self.strict.unwrap_or(false))
-    }
-}
-
-/// A tool, its name checked: it goes into grammars and templates as it is.
-pub(super) fn tool(
-    field: &str,
-    name: String,
-    description: Option<String>,
-    parameters: Option<Json>,
-    strict: bool,
-) -> Result<Tool, ApiError> {
-    let of_name = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
-    if name.is_empty() || name.len() > 128 || !name.chars().all(of_name) {
-        let message = format!("{field}: the name {name:?} is not of letters, digits, _, -, ., : and /");
-        return Err(ApiError::invalid(field, message));
-    }
-    let parameters = match parameters {
-        None | Some(Json::Null) => json!({ "type": "object", "properties": {} }),
-        Some(schema @ Json::Object(_)) => schema,
-        Some(_) => {
-            return Err(ApiError::invalid(field, format!("{field}: the parameters of {name} are no schema")));
-        }
-    };
-    Ok(Tool { name, description, parameters, strict })
-}
-
 /// `POST /v1/chat/completions`.
 pub(crate) async fn create(service: Arc<Service>, caller: Caller, body: Json) -> Result<Response, ApiError> {
     let (params, format): (Params, Format) = (read(&body)?, read(&body)?);
@@ -93,7 +41,7 @@ pub(crate) async fn create(service: Arc<Service>, caller: Caller, body: Json) ->
     if wants.logprobs == Some(true) {
         generation.logprobs = Some(top_logprobs("top_logprobs", wants.top_logprobs.unwrap_or(0))?);
     }
-    let chat = chat(wants, format)?;
+    let chat = chat(wants, &read(&body)?, format)?;
     let mut answer = service.chat(chat, generation, &caller).await?;
     let head = Head { id: id("chatcmpl-"), created: now(), model: service.name.clone(), seed: answer.seed };
     if params.streams() {
@@ -145,45 +93,16 @@ pub(crate) async fn create(service: Arc<Service>, caller: Caller, body: Json) ->
 }
 
 /// The conversation that a request describes.
-fn chat(wants: Body, format: Format) -> Result<Chat, ApiError> {
-    let tools = wants.tools.into_iter().flatten().enumerate().map(|(i, tool)| {
-        let field = format!("tools[{i}]");
-        if tool.r#type != "function" {
-            let message = format!("{field}: tools of type {:?} are not known", tool.r#type);
-            return Err(ApiError::invalid(&field, message));
-        }
-        tool.function.tool(&field)
-    });
+fn chat(wants: Body, offer: &Offer, format: Format) -> Result<Chat, ApiError> {
     Ok(Chat {
         messages: messages(&wants.messages)?,
-        tools: tools.collect::<Result<_, _>>()?,
-        choice: tool_choice(wants.tool_choice.as_ref())?,
-        parallel: wants.parallel_tool_calls.unwrap_or(true),
+        tools: offer.tools()?,
+        choice: offer.choice()?,
+        parallel: offer.parallel(),
         thinking: wants.reasoning_effort.map(|effort| effort != "none"),
         variables: wants.chat_template_kwargs.unwrap_or_default(),
         format: format.grammar()?,
     })
-}
-
-/// OpenAI's `tool_choice`, a word or the name of a function.
-pub(super) fn tool_choice(choice: Option<&Json>) -> Result<ToolChoice, ApiError> {
-    let name = |choice: &Json| {
-        let name = choice["function"]["name"].as_str().or(choice["name"].as_str())?;
-        Some(name.to_owned())
-    };
-    match choice {
-        None | Some(Json::Null) => Ok(ToolChoice::Auto),
-        Some(Json::String(word)) => match word.as_str() {
-            "auto" => Ok(ToolChoice::Auto),
-            "none" => Ok(ToolChoice::None),
-            "required" => Ok(ToolChoice::Required),
-            other => Err(ApiError::invalid("tool_choice", format!("tool_choice: {other:?} is no choice"))),
-        },
-        Some(object) => match (object["type"].as_str(), name(object)) {
-            (Some("function" | "tool"), Some(name)) => Ok(ToolChoice::Named(name)),
-            _ => Err(ApiError::invalid("tool_choice", "tool_choice: it names no function")),
-        },
-    }
 }
 
 /// Messages as templates take them.

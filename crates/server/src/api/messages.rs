@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::chat::tool;
 use super::finished::{Whole, finished};
 use super::params::{Params, check_stop};
+use super::tools::tool;
 use super::{id, read};
 use crate::answer::{Caller, Generation, Piece, Usage, Why};
 use crate::conversation::{Chat, ToolChoice};
@@ -169,7 +169,7 @@ fn one_tool(field: &str, body: ToolBody) -> Result<Tool, ApiError> {
             return Err(ApiError::invalid(field, message));
         }
     }
-    tool(field, body.name, body.description, body.input_schema, body.strict.unwrap_or(false))
+    tool(field, body.name, body.description, body.input_schema, body.strict)
 }
 
 /// A message to those that templates take: results of tools become messages of their own.

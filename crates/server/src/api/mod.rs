@@ -8,6 +8,7 @@ pub(crate) mod messages;
 pub(crate) mod params;
 pub(crate) mod plain;
 pub(crate) mod responses;
+mod tools;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;

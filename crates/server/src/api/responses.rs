@@ -8,16 +8,17 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::chat::{arguments, text, tool, tool_choice};
+use super::chat::{arguments, text};
 use super::finished::finished;
 use super::params::{Params, flat_format};
+use super::tools::Offer;
 use super::{id, read};
 use crate::answer::{Caller, End, Piece, Why};
 use crate::conversation::{Chat, now};
 use crate::error::ApiError;
 use crate::service::Service;
 use crate::sse::{self, Events, Renderer};
-use crate::text::{Delta, Tool};
+use crate::text::Delta;
 
 #[derive(Debug, Deserialize)]
 struct Body {
@@ -27,12 +28,6 @@ struct Body {
     #[serde(default)]
     max_output_tokens: Option<u64>,
     #[serde(default)]
-    tools: Option<Vec<ToolBody>>,
-    #[serde(default)]
-    tool_choice: Option<Json>,
-    #[serde(default)]
-    parallel_tool_calls: Option<bool>,
-    #[serde(default)]
     text: Option<TextBody>,
     #[serde(default)]
     reasoning: Option<ReasoningBody>,
@@ -40,19 +35,6 @@ struct Body {
     previous_response_id: Option<String>,
     #[serde(default)]
     background: Option<bool>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ToolBody {
-    r#type: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    description: Option<String>,
-    #[serde(default)]
-    parameters: Option<Json>,
-    #[serde(default)]
-    strict: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,7 +63,7 @@ pub(crate) async fn create(service: Arc<Service>, caller: Caller, body: Json) ->
     generation.max_tokens = wants.max_output_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     generation.grammar_field = "text.format";
     let object = object(&service, &body, &generation.sampling, wants.max_output_tokens);
-    let mut answer = service.chat(chat(wants)?, generation, &caller).await?;
+    let mut answer = service.chat(chat(wants, &read(&body)?)?, generation, &caller).await?;
     let mut items = Items { object, items: Vec::new(), open: None, number: 0 };
     items.object["seed"] = answer.seed.into();
     if params.streams() {
@@ -107,7 +89,7 @@ pub(crate) async fn create(service: Arc<Service>, caller: Caller, body: Json) ->
     Ok(JsonBody(items.object).into_response())
 }
 
-fn chat(wants: Body) -> Result<Chat, ApiError> {
+fn chat(wants: Body, offer: &Offer) -> Result<Chat, ApiError> {
     let mut messages = Vec::new();
     if let Some(instructions) = wants.instructions {
         messages.push(json!({ "role": "system", "content": instructions }));
@@ -121,19 +103,11 @@ fn chat(wants: Body) -> Result<Chat, ApiError> {
         }
         _ => return Err(ApiError::invalid("input", "input: it is neither text nor a list of items")),
     }
-    let tools = wants.tools.into_iter().flatten().enumerate().map(|(i, body)| {
-        let field = format!("tools[{i}]");
-        if body.r#type != "function" {
-            let message = format!("{field}: tools of type {:?} are not known", body.r#type);
-            return Err(ApiError::invalid(&field, message));
-        }
-        tool(&field, body.name, body.description, body.parameters, body.strict.unwrap_or(false))
-    });
     Ok(Chat {
         messages,
-        tools: tools.collect::<Result<Vec<Tool>, _>>()?,
-        choice: tool_choice(wants.tool_choice.as_ref())?,
-        parallel: wants.parallel_tool_calls.unwrap_or(true),
+        tools: offer.tools()?,
+        choice: offer.choice()?,
+        parallel: offer.parallel(),
         thinking: wants.reasoning.and_then(|reasoning| reasoning.effort).map(|effort| effort != "none"),
         format: match wants.text.and_then(|text| text.format) {
             Some(format) => flat_format(&format)?,
