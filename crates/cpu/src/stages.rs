@@ -1,19 +1,20 @@
 //! The stages, each a plain composition of the functions of the other files; what each reads and writes is declared
 //! at [`model::Stage`]. Symbols as there.
 
-use std::ops::Range;
-
 use gguf::Tensor;
-use model::{BLOCK, Buffer, Config, Fault, Ffn, FfnWeights, Moe, Weights};
-use quant::fixed::Activations;
+use model::{BLOCK, Buffer, Config, Fault, Ffn, FfnWeights, Weights};
 use rayon::prelude::*;
 
 use crate::attention::{Finish, Partial, RoundQuery, SPAN, Span};
 use crate::cache::Slot;
 use crate::isa::{Isa, Task};
 use crate::kernels::Kernels;
-use crate::matmul::{Fill, Matrix, Operand, is_quantised, product};
+use crate::matmul::{Matrix, Operand};
 use crate::{Cpu, ops};
+use project::{prepare, project};
+
+mod experts;
+mod project;
 
 /// The norms of a model as `f32`: small, and read by every row.
 pub(crate) struct Norms {
@@ -58,39 +59,6 @@ pub(crate) struct Scratch {
     all: Vec<u32>,
 }
 
-/// Weight rows of one task: enough to amortise the hand-over, few enough to share evenly; whole panels.
-const CHUNK: usize = 64;
-
-/// An output matrix whose columns are written by several threads.
-struct Columns<'a> {
-    at: *mut f32,
-    rows: usize,
-    stride: usize,
-    _owner: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: `put` writes only what its caller owns by contract: distinct columns for distinct tasks.
-unsafe impl Sync for Columns<'_> {}
-
-impl<'a> Columns<'a> {
-    fn new(out: &'a mut [f32], stride: usize) -> Columns<'a> {
-        Columns { rows: out.len() / stride, at: out.as_mut_ptr(), stride, _owner: std::marker::PhantomData }
-    }
-
-    /// Copies `values` to row `row` from column `column` on.
-    ///
-    /// # Safety
-    /// No other thread writes these columns of this row.
-    unsafe fn put(&self, row: usize, column: usize, values: &[f32]) {
-        assert!(row < self.rows && column + values.len() <= self.stride);
-        // SAFETY: inside the slice by the assertion; exclusive by contract.
-        unsafe {
-            let at = self.at.add(row * self.stride + column);
-            at.copy_from_nonoverlapping(values.as_ptr(), values.len());
-        }
-    }
-}
-
 struct Norm<'a, const W: usize>(&'a mut [f32], &'a [f32], f32);
 impl<const W: usize> Task for Norm<'_, W> {
     type Out = ();
@@ -127,72 +95,15 @@ impl Task for SwiGlu<'_> {
     }
 }
 
-struct Softmax<'a>(&'a mut [f32]);
-impl Task for Softmax<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<K: Kernels>(self) {
-        ops::softmax(self.0);
-    }
-}
-
-/// Fills `operand` from `x` (`[T, K]`), in fixed point as well if one of `weights` needs it.
-fn prepare(
-    isa: Isa,
-    operand: &mut Operand,
-    x: &[f32],
-    k: usize,
-    weights: &[&Tensor],
-    activations: Activations,
-) {
-    operand.k = k;
-    operand.float.clear();
-    operand.float.extend_from_slice(x);
-    if weights.iter().any(|w| is_quantised(w.dtype)) {
-        operand.fixed.reset(x.len() / k, k, activations);
-        let rows: Vec<_> = operand.fixed.rows_mut().zip(x.chunks_exact(k)).collect();
-        rows.into_par_iter().for_each(|(row, x)| isa.run(Fill(row, x)));
-    }
-}
-
-/// Normalises the rows of `operand.float` before they are used.
+/// The rows of `x` (`[T, D]`) normalised with `weight` (`[D]`), rule 3.
 fn normed(isa: Isa, x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let mut out = x.to_vec();
     out.par_chunks_exact_mut(weight.len()).for_each(|row| isa.run(Norm::<256>(row, weight, eps)));
     out
 }
 
-/// `out[t] = w x[t]` for every pair of matrix and output; all row chunks of all matrices share the threads.
-fn project(isa: Isa, x: &Operand, picks: &[u32], pairs: &mut [(Matrix<'_>, &mut [f32])]) {
-    let outs: Vec<_> = pairs.iter_mut().map(|(w, out)| (*w, Columns::new(out, w.rows))).collect();
-    let tasks: Vec<_> =
-        outs.iter().flat_map(|(w, out)| chunks(w.rows).map(move |rows| (w, out, rows))).collect();
-    tasks.into_par_iter().for_each_init(Vec::new, |tile, (w, out, rows)| {
-        let n = rows.len();
-        tile.resize(picks.len() * n, 0.0);
-        product(isa, *w, rows.clone(), x, picks, tile);
-        for (t, values) in tile.chunks_exact(n).enumerate() {
-            // SAFETY: tasks of one matrix have disjoint ranges of rows, which are its output's columns.
-            unsafe { out.put(t, rows.start, values) };
-        }
-    });
-}
-
-fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..rows).step_by(CHUNK).map(move |start| start..(start + CHUNK).min(rows))
-}
-
 fn add(x: &mut [f32], delta: &[f32]) {
     x.iter_mut().zip(delta).for_each(|(x, d)| *x += d);
-}
-
-/// The (row, rank) pairs that chose each expert, experts ascending: `pair = t * K + rank`.
-fn by_expert(moe: &Moe, experts: &[u32]) -> Vec<(usize, Vec<u32>)> {
-    let mut groups = vec![Vec::new(); moe.experts];
-    for (pair, &e) in experts.iter().enumerate() {
-        groups[e as usize].push(pair as u32);
-    }
-    groups.into_iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()).collect()
 }
 
 impl Cpu {
@@ -332,110 +243,6 @@ impl Cpu {
         });
     }
 
-    fn moe(&self, layer: usize) -> (Moe, [Tensor; 4]) {
-        let (Ffn::Moe(moe), FfnWeights::Moe { gate_inp, gate, up, down }) =
-            (self.model.config.ffn, &self.model.weights.layers[layer].ffn)
-        else {
-            unreachable!("`run` refuses the stages of a mixture of experts for a dense model")
-        };
-        (moe, [gate_inp, gate, up, down].map(Tensor::clone))
-    }
-
-    pub(crate) fn route(&mut self, layer: usize) {
-        let (moe, [router, ..]) = self.moe(layer);
-        let Cpu { model, isa, pool, buffers: b, scratch, norms, activations, .. } = self;
-        let Config { hidden, rms_eps, .. } = model.config;
-        pool.install(|| {
-            b.normed = normed(*isa, &b.x, &norms.layers[layer].ffn, rms_eps);
-            prepare(*isa, &mut scratch.operand, &b.normed, hidden, &[&router], *activations);
-            project(
-                *isa,
-                &scratch.operand,
-                &scratch.all,
-                &mut [(Matrix::new(&router), &mut b.router_logits)],
-            );
-            let ids = b.experts.par_chunks_exact_mut(moe.used);
-            let weights = b.expert_weights.par_chunks_exact_mut(moe.used);
-            let logits = b.router_logits.par_chunks_exact(moe.experts);
-            (ids, weights, logits).into_par_iter().for_each(|(ids, weights, logits)| {
-                let mut probabilities = logits.to_vec();
-                isa.run(Softmax(&mut probabilities));
-                ops::choose(&probabilities, moe.renormalise, moe.scale, ids, weights);
-            });
-        });
-    }
-
-    pub(crate) fn experts_up(&mut self, layer: usize) {
-        let (moe, [_, gate, up, _]) = self.moe(layer);
-        let Cpu { model, isa, pool, buffers: b, scratch, activations, .. } = self;
-        let (used, isa) = (moe.used, *isa);
-        pool.install(|| {
-            prepare(isa, &mut scratch.operand, &b.normed, model.config.hidden, &[&gate, &up], *activations);
-            let x = &scratch.operand;
-            let pairs = b.experts.len() * moe.width;
-            let hidden = Columns::new(&mut b.hidden, moe.width);
-            let kept = b.inside.as_mut().map(|inside| {
-                [&mut inside.gate, &mut inside.up].map(|kept| {
-                    kept.resize(pairs, 0.0);
-                    Columns::new(kept, moe.width)
-                })
-            });
-            let groups = by_expert(&moe, &b.experts);
-            let tasks: Vec<_> =
-                groups.iter().flat_map(|g| chunks(moe.width).map(move |rows| (g, rows))).collect();
-            tasks.into_par_iter().for_each_init(Vec::new, |tile: &mut Vec<f32>, ((e, pairs), rows)| {
-                let picks: Vec<u32> = pairs.iter().map(|&p| p / used as u32).collect();
-                let n = rows.len();
-                tile.resize(2 * picks.len() * n + n, 0.0);
-                let (tile, out) = tile.split_at_mut(2 * picks.len() * n);
-                let (g, u) = tile.split_at_mut(picks.len() * n);
-                product(isa, Matrix::expert(&gate, *e), rows.clone(), x, &picks, g);
-                product(isa, Matrix::expert(&up, *e), rows.clone(), x, &picks, u);
-                for ((g, u), &pair) in g.chunks_exact(n).zip(u.chunks_exact(n)).zip(pairs) {
-                    isa.run(SwiGlu(g, u, out));
-                    // SAFETY: a pair belongs to one expert, and tasks of one expert have disjoint ranges of rows.
-                    unsafe { hidden.put(pair as usize, rows.start, out) };
-                    for (kept, values) in kept.iter().flatten().zip([g, u]) {
-                        // SAFETY: likewise.
-                        unsafe { kept.put(pair as usize, rows.start, values) };
-                    }
-                }
-            });
-        });
-    }
-
-    pub(crate) fn experts_down(&mut self, layer: usize) {
-        let (moe, [.., down]) = self.moe(layer);
-        let Cpu { model, isa, pool, buffers: b, scratch, activations, .. } = self;
-        let (d, isa) = (model.config.hidden, *isa);
-        pool.install(|| {
-            prepare(isa, &mut scratch.operand, &b.hidden, moe.width, &[&down], *activations);
-            let x = &scratch.operand;
-            scratch.delta.resize(b.experts.len() * d, 0.0);
-            let outputs = Columns::new(&mut scratch.delta, d);
-            let groups = by_expert(&moe, &b.experts);
-            let tasks: Vec<_> = groups.iter().flat_map(|g| chunks(d).map(move |rows| (g, rows))).collect();
-            tasks.into_par_iter().for_each_init(Vec::new, |tile: &mut Vec<f32>, ((e, pairs), rows)| {
-                let n = rows.len();
-                tile.resize(pairs.len() * n, 0.0);
-                product(isa, Matrix::expert(&down, *e), rows.clone(), x, pairs, tile);
-                for (values, &pair) in tile.chunks_exact(n).zip(pairs) {
-                    // SAFETY: a pair belongs to one expert, and tasks of one expert have disjoint ranges of rows.
-                    unsafe { outputs.put(pair as usize, rows.start, values) };
-                }
-            });
-            let x = b.x.par_chunks_exact_mut(d);
-            let outputs = scratch.delta.par_chunks_exact(moe.used * d);
-            let weights = b.expert_weights.par_chunks_exact(moe.used);
-            (x, outputs, weights).into_par_iter().for_each(|(x, outputs, weights)| {
-                isa.run(Combine { x, outputs, weights });
-            });
-            if let Some(inside) = &mut b.inside {
-                inside.down.clone_from(&scratch.delta);
-            }
-        });
-    }
-
     pub(crate) fn ffn(&mut self, layer: usize) {
         let model = self.model.clone();
         let FfnWeights::Dense { gate, up, down } = &model.weights.layers[layer].ffn else {
@@ -483,31 +290,6 @@ impl Cpu {
                 &mut [(Matrix::new(w), &mut b.logits[..])],
             );
         });
-    }
-}
-
-/// Adds the weighted outputs of a row's experts, in rank order, to the residual stream.
-struct Combine<'a> {
-    /// `[D]`.
-    x: &'a mut [f32],
-    /// `[K, D]`.
-    outputs: &'a [f32],
-    /// `[K]`.
-    weights: &'a [f32],
-}
-
-impl Task for Combine<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<K: Kernels>(self) {
-        let d = self.x.len();
-        for (i, x) in self.x.iter_mut().enumerate() {
-            let mut sum = 0f32;
-            for (rank, weight) in self.weights.iter().enumerate() {
-                sum = weight.mul_add(self.outputs[rank * d + i], sum);
-            }
-            *x += sum;
-        }
     }
 }
 
