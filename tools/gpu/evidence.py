@@ -9,6 +9,7 @@ where that is JSON, and the counts of its "test result" lines otherwise.
     --model FILE           whose hash the evidence names
     --keep KEY,..          of the figures, only these: a report of a whole model is large
     --at-most KEY=NUMBER   fails if that figure is larger, or is not there
+    --without-gpu          of a command that needs none: no GPU and no kernels are named, so no change of a kernel makes it stale
     --expect-code N,..     exit codes that are right [default: 0], of a command that is to find something
 """
 
@@ -72,11 +73,13 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--keep", type=lambda text: text.split(","))
     parser.add_argument("--at-most", type=lambda text: text.split("="))
+    parser.add_argument("--without-gpu", action="store_true")
     parser.add_argument("--expect-code", default=[0], type=lambda text: [int(code) for code in text.split(",")])
     split = sys.argv.index("--")
     args, command = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     # Fails where there is no GPU, no driver or no compiler: then there is nothing to be evidence of.
-    device = json.loads(subprocess.run([args.tally, "prewarm", "--json"], check=True, capture_output=True).stdout)
+    none = {"gpus": ["none"], "driver": "none", "nvrtc": "none", "kernel_hash": "none"}
+    device = none if args.without_gpu else json.loads(subprocess.run([args.tally, "prewarm", "--json"], check=True, capture_output=True).stdout)
     start = time.time()
     code, output = run(command)
     result = figures(output)

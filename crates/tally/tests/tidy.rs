@@ -41,7 +41,8 @@ fn complaint(file: &Path, kernels: &str) -> Option<String> {
     if record["outcome"] != "passed" {
         return Some(format!("the run {}", record["outcome"]));
     }
-    let stale = record["kernel_hash"] != kernels;
+    // What ran without a GPU does not depend on kernels.
+    let stale = record["gpu"] != "none" && record["kernel_hash"] != kernels;
     stale.then(|| "was made with other kernels: run tools/gpu/session.sh again".into())
 }
 
@@ -87,6 +88,7 @@ fn bad_evidence_is_noticed() {
     };
     check("what", "another".into(), "");
     check("kernel_hash", "old".into(), "other kernels");
+    check("gpu", "none".into(), "");
     check("outcome", "failed".into(), "the run \"failed\"");
     check("gpu", Value::Null, "no `gpu`");
     check("figures", Value::Null, "no `figures`");
