@@ -125,7 +125,12 @@ impl<B: Backend> Scheduler<B> {
                 asked += 1;
             }
             let drawn = chooser.collect()?;
-            self.shared.metrics.step(0, start.elapsed());
+            let elapsed = start.elapsed();
+            self.shared.metrics.step(0, elapsed);
+            // The first two begin together.
+            if done > 1 {
+                self.pace.observe(0, lanes.len(), elapsed);
+            }
             let (running, at) = (std::mem::take(&mut self.running), std::mem::take(&mut places));
             let mut refused = false;
             for (mut sequence, place) in running.into_iter().zip(at) {
