@@ -3,6 +3,7 @@
 mod answer;
 mod api;
 mod capture;
+mod choice;
 mod conversation;
 mod error;
 mod gate;
