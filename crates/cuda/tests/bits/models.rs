@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use gguf::Dtype;
-use model::{Config, Ffn, Model, Moe};
+use gguf::{Dtype, Tensor};
+use model::{Config, Ffn, FfnWeights, Model, Moe};
 use synth::Shape;
 
 pub(crate) const SUPER: [Dtype; 5] = [Dtype::Q2K, Dtype::Q3K, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
@@ -73,6 +73,23 @@ pub(crate) fn in_turn(shape: &Shape, seed: u64, types: &[Dtype], turn: usize) ->
         next.set(n + 1);
         types[n % types.len()]
     })
+}
+
+/// The model with every value of the F32 tensor that `pick` finds replaced.
+pub(crate) fn filled(model: &Arc<Model>, pick: fn(&mut Model) -> &mut Tensor, value: f32) -> Arc<Model> {
+    let mut model = Model::clone(model);
+    let tensor = pick(&mut model);
+    assert_eq!(tensor.dtype, Dtype::F32, "{}", tensor.name);
+    tensor.data = value.to_le_bytes().repeat(tensor.data.len() / 4).into();
+    Arc::new(model)
+}
+
+/// The router of a layer.
+pub(crate) fn router(model: &mut Model, layer: usize) -> &mut Tensor {
+    match &mut model.weights.layers[layer].ffn {
+        FfnWeights::Moe { gate_inp, .. } => gate_inp,
+        FfnWeights::Dense { .. } => panic!("a dense model has no router"),
+    }
 }
 
 /// The first layer has every type; the others and the head have those of the fused kernels, in turn.
