@@ -102,15 +102,6 @@ inline bool mbarrier_test(u64* barrier, u32 parity) {
 }
 inline void mbarrier_fence() {}
 
-// The threads of a block run one at a time.
-inline u32 count_up(u32* count) {
-    emulator::move();
-    return (*count)++;
-}
-inline void wait_count(const u32* count, u32 least) {
-    while (*(const volatile u32*)count < least) emulator::poll("a count");
-}
-
 // ---- Copies ------------------------------------------------------------------------------------------------------------
 inline void emulator_copy(void* to, const void* from, u32 bytes) {
     using namespace emulator;
@@ -138,6 +129,11 @@ inline void async_arrive(u64* barrier) {
     async_commit();
     emulator_wait(0);
     mbarrier_arrive(barrier);
+}
+// Reads nothing, but what it would read has to be there.
+inline void prefetch_bulk(const void* global, u32 bytes) {
+    emulator::require((uintptr_t)global % 16 == 0 && bytes % 16 == 0, "a misaligned prefetch");
+    for (u32 i = 0; i < bytes; i += 16) (void)*((const volatile unsigned char*)global + i);
 }
 inline void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier) {
     using namespace emulator;

@@ -2,16 +2,15 @@
 // bound by the bytes of the weights, which stream once through shared memory.
 //
 // A unit is a tile of 32 weight rows (SWIGLU: the same tile of both matrices) by a group of up to N columns; its slices are
-// 256 values of k each. Grid: one block of 16 warps to a processor, which takes a contiguous range of units, whose slices
-// its warps take in turn. Slices come through a ring: who has multiplied slice i asks for slice i + slots, which lands in the
-// same place. A unit's terms meet in shared memory, where the warp that brings the last ones adds them. Nothing but a
-// group's activations is waited for by all: a warp that is late holds nobody up until the ring or the room for terms is
-// full. Every wait is for slices before the warp's own, so the first slice that is not multiplied can always be.
+// 256 values of k each. Grid: one block of 16 warps to a processor, which takes a contiguous range of units, a pass of few
+// at a time, a warp a slice. Slices come through a ring: who has multiplied slice i asks for slice i + slots, which lands
+// in the same place. So memory is busy from the first to the last slice, whatever ends in between.
 // With experts each block sorts the step's pairs by expert for itself: they are few, and it takes less than a launch. The
 // first such kernel of a layer lets no other begin before the experts are known, so the second reads them before its wait.
-// Without experts, or where they are settled so, the ring fills before the wait. The activations of a group are in shared
-// memory for all of k.
-// Order: an output is the sum of its slices' terms in block order, from +0, by one thread.
+// Without experts, or where they are settled so, the ring fills before the wait; else activations come before the ring,
+// since behind it they would have to queue. The activations of a group are in shared memory for all of k.
+// Order: an output is the sum of its slices' terms in block order, from +0: terms meet in shared memory, where one thread
+// adds an output's.
 // Bytes: weights once for every group of columns; a group's activations once for every block that has units of it.
 #include "fixed.cuh"
 #include "product_few.cuh"
@@ -23,7 +22,6 @@ enum Epilogue : u32 { STORE = 0, ADD = 1, GATE = 2, SWIGLU = 3 };
 // The twins of constants in launch/stream.rs.
 constexpr u32 WARPS = 16;
 constexpr u32 MAX_SLOTS = 48;
-constexpr u32 MAX_ROOM = 12;
 constexpr u32 MAX_PAIRS = 512;
 constexpr u32 THREADS = 32 * WARPS;
 // A dense model has no experts: then it only has to compile.
@@ -39,30 +37,24 @@ struct Job {
     u32 settled;         // whether `experts` may be read before the wait
     u32 matrices;
     u32 k;
-    u32 columns;         // T; or T * K, MAX_PAIRS at most
+    u32 columns;         // T, N at most; or T * K, MAX_PAIRS at most
     u32 share;           // pairs that read the same row of x
     u32 epilogue;
-    u32 room;            // units whose terms there is room for
+    u32 pass;            // units whose terms meet at a time: WARPS slices at most, unless a unit alone has more
     u32 slots;           // of the ring, WARPS at least
     u32 slice_bytes[3];  // of the matrices
     u32 slot_bytes;      // of the largest one
     u32 narrow;          // whether all matrices are of types that HAS_FEW
-    u32 per_slices;      // for `quotient`: by the slices of a unit,
-    u32 per_tiles;       // by the tiles of a group,
-    u32 per_slots;       // by `slots`,
-    u32 per_room;        // and by `room`
+    u64 per_slices;      // for `quotient`: by the slices of a unit
+    u64 per_tiles;       // and by the tiles of a group
 };
 
-// n / d for `inverse` = 2^32 / d, rounded up, or 0 for 1: right while n d < 2^32.
-__device__ __forceinline__ u32 quotient(u32 n, u32 inverse) { return inverse ? __umulhi(n, inverse) : n; }
+// n / d for `inverse` = 2^32 / d, rounded up: right while n d < 2^32.
+__device__ __forceinline__ u32 quotient(u32 n, u64 inverse) { return (u32)((n * inverse) >> 32); }
 
 // At the start of dynamic shared memory; then a Panel for each block of k, terms, and the ring.
 struct alignas(16) State {
-    u64 full[MAX_SLOTS];    // a slice has come
-    // Counts, since a warp may be several laps behind: a barrier's parity would not tell two from none.
-    u32 taken[MAX_SLOTS];   // slices that have been multiplied
-    u32 brought[MAX_ROOM];  // terms
-    u32 added[MAX_ROOM];    // units whose terms have been added
+    u64 full[MAX_SLOTS];
     u32 group[MAX_PAIRS];  // expert << 13 | first of `pair` << 4 | columns
     u16 pair[MAX_PAIRS];   // by expert
     u32 start[E + 1];      // where an expert's pairs begin
@@ -148,7 +140,7 @@ template <u32 N> struct Stream {
     const Job& job;
     State& s;
     u8* panels;  // [blocks]
-    f32* terms;  // [room][slices][FEW_RESULTS][32]
+    f32* terms;  // [2][pass][slices][2][N / 8][4][32]
     u8* ring;    // [slots][slot_bytes]
     u32 blocks, slices, tiles;
     u32 first_unit, total;  // the block's first unit, and its slices
@@ -160,7 +152,7 @@ template <u32 N> struct Stream {
         for (u32 i = 0; i < (job.epilogue == SWIGLU ? 1 : job.matrices); i++) tiles += (job.w[i].rows + 31) / 32;
         panels = shared + sizeof(State);
         terms = (f32*)(panels + blocks * Panel<N>::BYTES);
-        ring = (u8*)(terms + job.room * slices * TERMS);
+        ring = (u8*)(terms + 2 * job.pass * slices * TERMS);
         first_unit = total = 0;
     }
 
@@ -179,18 +171,23 @@ template <u32 N> struct Stream {
         if (block >= blocks) block -= blocks, matrix = 1;
         const Matrix& w = job.w[matrix];
         const u32 bytes = job.slice_bytes[matrix];
-        const u32 expert = job.experts ? s.group[group] >> 13 : 0;
-        const u8* from = w.data + (u64)((expert * ((w.rows + 31) / 32) + tile) * blocks + block) * bytes;
+        const u64 expert = job.experts ? s.group[group] >> 13 : 0;
+        const u8* from = w.data + ((expert * ((w.rows + 31) / 32) + tile) * blocks + block) * bytes;
         copy_stage(ring + slot * job.slot_bytes, from, bytes, s.full + slot);
     }
 
-    // Columns of a group.
-    __device__ __forceinline__ u32 columns(u32 group) const { return job.experts ? s.group[group] & 15 : min(N, job.columns - group * N); }
-    // The row of `out` that column c of a group is.
-    __device__ __forceinline__ u32 column_id(u32 group, u32 c) const { return job.experts ? s.pair[(s.group[group] >> 4 & 511) + c] : group * N + c; }
+    // Asks for as many slices as the ring holds.
+    __device__ __forceinline__ void fill() const {
+        for (u32 i = threadIdx.x / 32; i < min(job.slots, total); i += WARPS) fetch(i, i);
+    }
 
-    // A group's activations.
-    __device__ __forceinline__ void load_panels(u32 group) const {
+    // Columns of a group.
+    __device__ __forceinline__ u32 columns(u32 group) const { return job.experts ? s.group[group] & 15 : job.columns; }
+    // The row of `out` that column c of a group is.
+    __device__ __forceinline__ u32 column_id(u32 group, u32 c) const { return job.experts ? s.pair[(s.group[group] >> 4 & 511) + c] : c; }
+
+    // Asks for a group's activations.
+    __device__ __forceinline__ void ask_panels(u32 group) const {
         const u32 count = columns(group), k = job.k;
         if (job.values) {
             const u32 lane = threadIdx.x % 32;
@@ -215,9 +212,11 @@ template <u32 N> struct Stream {
                 if (at % 64 == 0) async_copy16(panel + Panel<N>::SUMS + c * 64 + at % 256 / 4, job.x.sum + (row * k + at) / 16);
                 if (at % 256 == 0) async_copy4(panel + Panel<N>::SCALES + c * 4, job.x.scale + (row * k + at) / 256);
             }
-            async_commit();
-            async_wait<0>();
         }
+    }
+    __device__ __forceinline__ void await_panels() const {
+        async_commit();
+        async_wait<0>();
         __syncthreads();
     }
 
@@ -235,90 +234,95 @@ template <u32 N> struct Stream {
         }
     }
 
-    // The outputs of a tile of a group, by one warp; a slice's terms lie TERMS apart.
-    template <bool NARROW> __device__ __forceinline__ void finish(u32 group, u32 tile, const f32* from) const {
-        constexpr u32 RESULTS = FEW_RESULTS<NARROW, N>;
-        const u32 lane = threadIdx.x % 32, count = columns(group), matrix = matrix_of(tile), rows = job.w[matrix].rows;
-        f32 sums[2][RESULTS] = {};
-#pragma unroll
-        for (u32 h = 0; h < 2; h++) {
-            if (h == 1 && job.epilogue != SWIGLU) break;
-            const f32* term = from + h * blocks * TERMS + lane;
-#pragma unroll 4
-            for (u32 b = 0; b < blocks; b++, term += TERMS)
-#pragma unroll
-                for (u32 i = 0; i < RESULTS; i++) sums[h][i] = __fadd_rn(sums[h][i], term[i * 32]);
-        }
-#pragma unroll
-        for (u32 i = 0; i < RESULTS; i++) {
-            const u32 column = few_column<NARROW>(i, lane), row = tile * 32 + few_row<NARROW>(i, lane);
-            if (column >= count || row >= rows) continue;
+    // The outputs of `units` units from tile `first` of a group on; an output's terms lie TERMS apart.
+    template <bool NARROW> __device__ __forceinline__ void finish(u32 group, u32 first, u32 units, const f32* from) const {
+        constexpr u32 OUTPUTS = 32 * FEW_RESULTS<NARROW, N>;
+        const u32 count = columns(group);
+        for (u32 o = threadIdx.x; o < units * OUTPUTS; o += THREADS) {
+            const u32 unit = o / OUTPUTS, place = o % OUTPUTS, lane = place % 32;
+            const u32 column = few_column<NARROW>(place / 32, lane);
+            if (column >= count) continue;
+            u32 tile = first + unit;
+            const u32 matrix = matrix_of(tile), row = tile * 32 + few_row<NARROW>(place / 32, lane);
+            const u32 rows = job.w[matrix].rows;
+            if (row >= rows) continue;
+            const f32* term = from + unit * slices * TERMS + place;
+            const auto sum_of = [&](u32 first) {
+                f32 sum = 0.0f;
+#pragma unroll 8
+                for (u32 b = 0; b < blocks; b++) sum = __fadd_rn(sum, term[(first + b) * TERMS]);
+                return sum;
+            };
             f32* out = job.out[matrix] + (u64)column_id(group, column) * rows + row;
-            const f32 v = sums[0][i];
-            if (job.epilogue == SWIGLU) *out = __fmul_rn(silu(v), sums[1][i]);
+            const f32 v = sum_of(0);
+            if (job.epilogue == SWIGLU) *out = __fmul_rn(silu(v), sum_of(blocks));
             else if (job.epilogue == ADD) *out = __fadd_rn(*out, v);
             else if (job.epilogue == GATE) *out = __fmul_rn(silu(v), *out);
             else *out = v;
         }
     }
 
-    // The warp's slices from `begin` to `end`, all of one group. Who brings the last terms of a unit adds them.
-    template <bool NARROW> __device__ __forceinline__ void multiply_slices(u32 group, u32 begin, u32 end) const {
-        const u32 count = columns(group), lane = threadIdx.x % 32;
-#pragma unroll 1
-        for (u32 i = begin + (threadIdx.x / 32 - begin) % WARPS; i < end; i += WARPS) {
-            const u32 unit = quotient(i, job.per_slices), lap = quotient(i, job.per_slots), turn = quotient(unit, job.per_room);
-            const u32 slice = i - unit * slices, slot = i - lap * job.slots, place = unit - turn * job.room;
-            const u32 whole_tile = first_unit + unit - group * tiles;
-            u32 tile = whole_tile, block = slice, matrix = matrix_of(tile);
+    // Multiplies the slices from `done` to `stop`, which begin at tile `first` of a group.
+    template <bool NARROW> __device__ __forceinline__ void pass(u32 group, u32 first, u32 done, u32 stop, u32 place, u32 parity, f32* meeting) {
+        const u32 count = columns(group);
+        for (u32 i = done + threadIdx.x / 32; i < stop; i += WARPS) {
+            u32 slot = place + i - done, turn = parity;
+            while (slot >= job.slots) slot -= job.slots, turn ^= 1;
+            const u32 unit = quotient(i - done, job.per_slices);
+            u32 tile = first + unit, block = i - done - unit * slices, matrix = matrix_of(tile);
             if (block >= blocks) block -= blocks, matrix = 1;
-            f32* meeting = terms + place * slices * TERMS;
-            // The phase of `full` is the lap's only once the lap before is over.
-            wait_count(s.taken + slot, lap);
-            mbarrier_wait(s.full + slot, lap & 1);
-            wait_count(s.added + place, turn);
-            multiply<NARROW>(job.w[matrix].type, block, ring + slot * job.slot_bytes, count, meeting + slice * TERMS);
+            mbarrier_wait(s.full + slot, turn);
+            multiply<NARROW>(job.w[matrix].type, block, ring + slot * job.slot_bytes, count, meeting + (i - done) * TERMS);
             __syncwarp();
-            u32 before = 0;
-            if (lane == 0) count_up(s.taken + slot), before = count_up(s.brought + place);
             if (i + job.slots < total) fetch(i + job.slots, slot);
-            if (__shfl_sync(0xffffffffu, before, 0) + 1 < (turn + 1) * slices) continue;
-            __syncwarp();
-            finish<NARROW>(group, whole_tile, meeting);
-            __syncwarp();
-            if (lane == 0) count_up(s.added + place);
         }
     }
 
     __device__ __forceinline__ void run() {
-        if (threadIdx.x < job.slots) mbarrier_init(s.full + threadIdx.x, FULL_ARRIVALS), s.taken[threadIdx.x] = 0;
-        if (threadIdx.x < job.room) s.brought[threadIdx.x] = s.added[threadIdx.x] = 0;
+        for (u32 i = threadIdx.x; i < job.slots; i += THREADS) mbarrier_init(s.full + i, FULL_ARRIVALS);
         for (u32 e = threadIdx.x; e < E; e += THREADS) s.start[e] = 0;
         mbarrier_fence();
         __syncthreads();
-        u32 groups = (job.columns + N - 1) / N;
+        u32 groups = 1;
         if (job.experts) {
             if (!job.settled) wait_dependencies();
             launch_dependents();
             sort_pairs<N>(s, job);
             groups = s.groups;
         }
-        const u32 units = groups * tiles, end = units * (blockIdx.x + 1) / gridDim.x;
-        first_unit = units * blockIdx.x / gridDim.x;
+        const u32 units = groups * tiles, end = (u64)units * (blockIdx.x + 1) / gridDim.x;
+        first_unit = (u64)units * blockIdx.x / gridDim.x;
         total = (end - first_unit) * slices;
-        for (u32 i = threadIdx.x / 32; i < min(job.slots, total); i += WARPS) fetch(i, i);
-        if (!job.experts || job.settled) wait_dependencies();
+        const bool waited = job.experts && !job.settled;
+        if (!waited) {
+            fill();
+            wait_dependencies();
+        }
 
-        u32 group = first_unit / tiles;
-#pragma unroll 1
-        for (u32 done = 0; done < total; group++) {
-            // Panels are read until the last group's last slice.
-            if (done > 0) __syncthreads();
-            load_panels(group);
-            const u32 stop = min(total, ((group + 1) * tiles - first_unit) * slices);
-            if (NARROWS && job.narrow && columns(group) <= 4) multiply_slices<NARROWS>(group, done, stop);
-            else multiply_slices<false>(group, done, stop);
-            done = stop;
+        u32 group = first_unit / tiles, tile = first_unit - group * tiles, place = 0, parity = 0;
+        f32* meeting = terms;
+        bool fresh = true;
+        for (u32 done = 0; done < total;) {
+            if (fresh) {
+                ask_panels(group);
+                if (waited && done == 0) fill();
+                await_panels();
+            }
+            const bool narrow = NARROWS && job.narrow && columns(group) <= 4;
+            const u32 count = min(job.pass, tiles - tile), stop = min(done + count * slices, total);
+            if (narrow) pass<NARROWS>(group, tile, done, stop, place, parity, meeting);
+            else pass<false>(group, tile, done, stop, place, parity, meeting);
+            __syncthreads();
+            const u32 passed = quotient(stop - done, job.per_slices);
+            if (narrow) finish<NARROWS>(group, tile, passed, meeting);
+            else finish<false>(group, tile, passed, meeting);
+            // The next pass's terms go elsewhere while this one's are being read.
+            meeting = meeting == terms ? terms + job.pass * slices * TERMS : terms;
+            place += stop - done;
+            while (place >= job.slots) place -= job.slots, parity ^= 1;
+            done = stop, tile += passed;
+            fresh = tile == tiles;
+            if (fresh) tile = 0, group++;
         }
     }
 };

@@ -155,21 +155,6 @@ __device__ __forceinline__ void mbarrier_fence() {
 #endif
 }
 
-// Counts in shared memory: how far warps of a block are. Who has seen a count sees what was written before it was raised.
-// Returns what it was.
-__device__ __forceinline__ u32 count_up(u32* count) {
-    u32 before;
-    asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(count)) : "memory");
-    return before;
-}
-// Waits until it is `least`.
-__device__ __forceinline__ void wait_count(const u32* count, u32 least) {
-    u32 v;
-    do {
-        asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared_address(count)) : "memory");
-    } while (v < least);
-}
-
 // ---- Copies to shared memory -------------------------------------------------------------------------------------------
 // 16 or 4 bytes, asynchronously; done when `async_wait` has returned.
 __device__ __forceinline__ void async_copy16(void* shared, const void* global) {
@@ -188,6 +173,10 @@ __device__ __forceinline__ void async_arrive(u64* barrier) {
 }
 // From sm_90 on: any multiple of 16 bytes by one thread; they count as having come to `barrier`.
 #if __CUDA_ARCH__ >= 900
+// Brings bytes (a multiple of 16, from such an address) into the second-level cache.
+__device__ __forceinline__ void prefetch_bulk(const void* global, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(global), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void mbarrier_expect(u64* barrier, u32 bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }"
                  :: "r"(shared_address(barrier)), "r"(bytes) : "memory");

@@ -21,10 +21,6 @@ pub(crate) const UNIT: UnitOf = ("product_stream.cu", &["product_stream_8", "pro
 pub(super) const WARPS: usize = 16;
 /// `MAX_SLOTS` of the kernel: of the ring.
 pub(super) const MAX_SLOTS: usize = 48;
-/// `MAX_ROOM` of the kernel: of units' terms.
-pub(super) const MAX_ROOM: usize = 12;
-/// Slots that hide the time of a fetch.
-const GOOD_SLOTS: usize = 24;
 /// `MAX_PAIRS` of the kernel.
 pub(super) const MAX_PAIRS: usize = 512;
 /// The most experts whose pairs a block counts.
@@ -32,8 +28,6 @@ const MAX_EXPERTS: usize = 1024;
 /// Columns that pairs of an expert come in, and the mean of them up to which that is enough for most.
 const PAIR_COLUMNS: usize = 8;
 const MOST_PAIRS: usize = 5;
-/// Rows at most, where they are columns of one matrix.
-const MANY_ROWS: usize = 64;
 /// Values of k in a slice.
 const SLICE: usize = 256;
 
@@ -70,15 +64,13 @@ struct Job {
     columns: u32,
     share: u32,
     epilogue: u32,
-    room: u32,
+    pass: u32,
     slots: u32,
     slice_bytes: [u32; 3],
     slot_bytes: u32,
     narrow: u32,
-    per_slices: u32,
-    per_tiles: u32,
-    per_slots: u32,
-    per_room: u32,
+    per_slices: u64,
+    per_tiles: u64,
 }
 // SAFETY: `repr(C)`, the fields of the twin.
 unsafe impl Argument for Job {}
@@ -86,8 +78,8 @@ unsafe impl Argument for Job {}
 /// How a product is spread over the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
-    /// Units whose terms there is room for.
-    room: usize,
+    /// Units whose terms meet at a time.
+    pass: usize,
     slots: usize,
     grid: usize,
     /// Bytes.
@@ -118,26 +110,21 @@ impl Work {
         let Work { columns, blocks, slices, units, slot_bytes, experts, planes } = self;
         let grid = processors.min(units);
         let share = units.div_ceil(grid);
+        let pass = (WARPS / slices).clamp(1, share);
         // `State` of the kernel, panels, terms; then the ring.
-        let state =
-            (12 * MAX_SLOTS + 8 * MAX_ROOM + 6 * MAX_PAIRS + 4 * (experts.max(1) + 2)).next_multiple_of(16);
+        let state = (8 * MAX_SLOTS + 6 * MAX_PAIRS + 4 * (experts.max(1) + 2)).next_multiple_of(16);
         let panels = blocks * columns * (planes * 272 + 64 + 32);
-        let fixed = |room: usize| state + panels + room * slices * 32 * columns * size_of::<f32>();
+        let fixed = state + panels + 2 * pass * slices * 32 * columns * size_of::<f32>();
+        let fit = limit.saturating_sub(fixed) / slot_bytes;
         // No more than the slices of a block, and one to a warp at least.
-        let most = MAX_SLOTS.min((share * slices).max(WARPS));
-        let slots = |room: usize| (limit.saturating_sub(fixed(room)) / slot_bytes).min(most);
-        // Room for the terms of two slices of every warp and a unit more, if that leaves a good ring.
-        let rooms = (1..=(2 * WARPS).div_ceil(slices) + 1).rev().map(|room| room.min(share).min(MAX_ROOM));
-        let plan = |least: usize| rooms.clone().map(|room| (room, slots(room))).find(|(_, n)| *n >= least);
-        let (room, slots) = plan(most.min(GOOD_SLOTS)).or_else(|| plan(WARPS))?;
-        Some(Plan { room, slots, grid, shared: fixed(room) + slots * slot_bytes })
+        let slots = fit.min(MAX_SLOTS).min((share * slices).max(WARPS));
+        (slots >= WARPS).then_some(Plan { pass, slots, grid, shared: fixed + slots * slot_bytes })
     }
 }
 
 /// For `quotient` of the kernel, by `n`.
-fn inverse(n: usize) -> u32 {
-    // 2^32 itself, of 1, wraps to 0.
-    (1u64 << 32).div_ceil(n as u64) as u32 // `usize` is at most 64 bits wide.
+fn inverse(n: usize) -> u64 {
+    (1u64 << 32).div_ceil(n as u64) // `usize` is at most 64 bits wide.
 }
 
 /// Whether all of these are of super-blocks, which the kernel takes.
@@ -154,9 +141,9 @@ impl Cuda {
         x: Streamed<'_>,
         epilogue: Epilogue,
     ) -> Result<bool, Error> {
-        if list.is_empty() || !all_super(list) {
+        let Some((columns, groups)) = self.stream_columns(x).filter(|_| all_super(list)) else {
             return Ok(false);
-        }
+        };
         let (first, _) = list[0];
         let tiles = |w: &Matrix| w.rows.div_ceil(TILE);
         let blocks = first.k / SLICE;
@@ -164,22 +151,17 @@ impl Cuda {
             Epilogue::SwiGlu => (2 * blocks, tiles(&first)),
             _ => (blocks, list.iter().map(|(w, _)| tiles(w)).sum()),
         };
-        let slice = list.iter().map(|(w, _)| slot_bytes(w.dtype)).max().unwrap_or(0);
-        let gpu = &self.device.gpu;
-        let plan = |(columns, groups): (usize, usize)| {
-            let work = Work {
-                columns,
-                blocks,
-                slices,
-                units: groups * tiles,
-                slot_bytes: slice,
-                experts: self.moe().map_or(0, |moe| moe.experts),
-                planes: if self.activations == Activations::A16 { 2 } else { 1 },
-            };
-            Some((columns, work.plan(gpu.processors, shared_memory(gpu.arch))?))
+        let work = Work {
+            columns,
+            blocks,
+            slices,
+            units: groups * tiles,
+            slot_bytes: list.iter().map(|(w, _)| slot_bytes(w.dtype)).max().unwrap_or(0),
+            experts: self.moe().map_or(0, |moe| moe.experts),
+            planes: if self.activations == Activations::A16 { 2 } else { 1 },
         };
-        let mut shapes = self.stream_columns(x, tiles).into_iter();
-        let Some((columns, plan)) = shapes.find_map(plan) else { return Ok(false) };
+        let gpu = &self.device.gpu;
+        let Some(plan) = work.plan(gpu.processors, shared_memory(gpu.arch)) else { return Ok(false) };
         let (fixed, values) = match x {
             Streamed::Rows(fixed, _) | Streamed::OfRows(fixed, _) => (fixed.arg(), Ptr::NULL),
             Streamed::OfPairs(values, _) => (FixedArg::NONE, values),
@@ -198,15 +180,13 @@ impl Cuda {
             columns: size(x.count()),
             share: if matches!(x, Streamed::OfRows(..)) { size(used) } else { 1 },
             epilogue: epilogue as u32,
-            room: size(plan.room),
+            pass: size(plan.pass),
             slots: size(plan.slots),
             slice_bytes: [0, 1, 2].map(|i| size(slot_bytes(nth(i).0.dtype))),
-            slot_bytes: size(slice),
+            slot_bytes: size(work.slot_bytes),
             narrow: u32::from(list.iter().all(|(w, _)| matches!(w.dtype, Dtype::Q4K | Dtype::Q6K))),
             per_slices: inverse(slices),
             per_tiles: inverse(tiles),
-            per_slots: inverse(plan.slots),
-            per_room: inverse(plan.room),
         };
         let kernel = if columns == 8 { "product_stream_8" } else { "product_stream_16" };
         let shape = Shape::new(plan.grid, size(32 * WARPS)).shared(plan.shared);
@@ -214,20 +194,17 @@ impl Cuda {
         Ok(true)
     }
 
-    /// Columns of a group, and groups at most, the best first; nothing where the columns are too many for so many `tiles`.
-    fn stream_columns(&self, x: Streamed<'_>, tiles: usize) -> Vec<(usize, usize)> {
+    /// Columns of a group, and groups at most; nothing where the columns are too many.
+    fn stream_columns(&self, x: Streamed<'_>) -> Option<(usize, usize)> {
         let count = x.count();
         if let Streamed::Rows(..) = x {
-            // Every group reads the weights again: quick only where they stay in the GPU's cache.
-            let few = count <= 16 || (count <= MANY_ROWS && tiles <= 8 * self.device.gpu.processors);
-            let widths: &[usize] = if count <= 8 { &[8] } else { &[16, 8] };
-            return widths.iter().filter(|_| few).map(|&n| (n, count.div_ceil(n))).collect();
+            let columns = if count <= 8 { 8 } else { 16 };
+            return (count <= columns).then_some((columns, 1));
         }
-        let Some(moe) = self.moe() else { return Vec::new() };
+        let moe = self.moe()?;
         let few =
             count <= MAX_PAIRS && moe.experts <= MAX_EXPERTS && count.div_ceil(moe.experts) <= MOST_PAIRS;
-        let groups = Groups::max_tiles(count, moe.experts, PAIR_COLUMNS);
-        if few { vec![(PAIR_COLUMNS, groups)] } else { Vec::new() }
+        few.then(|| (PAIR_COLUMNS, Groups::max_tiles(count, moe.experts, PAIR_COLUMNS)))
     }
 
     fn moe(&self) -> Option<Moe> {
@@ -242,11 +219,11 @@ impl Cuda {
 mod tests {
     use super::*;
 
-    /// Room, slots and grid on an H200.
+    /// Pass, slots and grid on an H200.
     fn check(work: Work, want: Option<(usize, usize, usize)>) {
         let limit = shared_memory(90);
         let plan = work.plan(132, limit);
-        assert_eq!(plan.map(|p| (p.room, p.slots, p.grid)), want, "{work:?}");
+        assert_eq!(plan.map(|p| (p.pass, p.slots, p.grid)), want, "{work:?}");
         assert!(plan.is_none_or(|p| p.shared <= limit));
     }
 
@@ -257,9 +234,9 @@ mod tests {
         // Of the 30B-A3B shape: Q, K and V with V in Q6_K; the output projection; gate and up; down; the head.
         check(Work { slot_bytes: 6720, ..base }, Some((2, 16, 132)));
         check(Work { blocks: 16, slices: 16, units: 64, ..base }, Some((1, 16, 64)));
-        check(Work { slices: 16, units: 64 * 24, ..base }, Some((3, 29, 132)));
-        check(Work { blocks: 3, slices: 3, units: 64 * 64, slot_bytes: 6720, ..base }, Some((12, 25, 132)));
-        check(Work { units: 4748, slot_bytes: 6720, ..base }, Some((2, 24, 132)));
+        check(Work { slices: 16, units: 64 * 24, ..base }, Some((1, 32, 132)));
+        check(Work { blocks: 3, slices: 3, units: 64 * 64, slot_bytes: 6720, ..base }, Some((5, 26, 132)));
+        check(Work { units: 4748, slot_bytes: 6720, ..base }, Some((2, 22, 132)));
         // Two groups of columns of long rows leave no room for the ring.
         check(Work { columns: 16, blocks: 16, slices: 16, units: 64, ..base }, None);
     }

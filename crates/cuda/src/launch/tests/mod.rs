@@ -96,7 +96,6 @@ fn host_and_kernels_agree() {
         ("route_few.cu", "MAX_HIDDEN", route::FEW_HIDDEN.to_string()),
         ("product_stream.cu", "WARPS", stream::WARPS.to_string()),
         ("product_stream.cu", "MAX_SLOTS", stream::MAX_SLOTS.to_string()),
-        ("product_stream.cu", "MAX_ROOM", stream::MAX_ROOM.to_string()),
         ("product_stream.cu", "MAX_PAIRS", stream::MAX_PAIRS.to_string()),
         ("sample.cuh", "SLICE_THREADS", host::SLICE_THREADS.to_string()),
         ("sample.cuh", "SLICE", format!("{} * SLICE_THREADS", host::SLICE / host::SLICE_THREADS as usize)),
