@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-use bits::models::{FUSED, SMALL, SUPER, fused, in_turn, q4_k_m, shape, uniform};
+use bits::models::{FUSED, SMALL, SUPER, filled, fused, in_turn, q4_k_m, router, shape, uniform};
 use bits::{KERNELS, Setup, checks, emulated as setup, lockstep, plain};
 use model::{Config, Ffn, Moe};
 
@@ -87,6 +87,19 @@ fn prompts_in_any_chunks() {
     for chunks in [&[300][..], &[1, 140], &[64, 64, 5], &[100, 1, 3, 64, 20]] {
         let setup = Setup { max_rows: 300, ..setup.clone() };
         checks::sequence(&format!("chunks {chunks:?}"), &model, &setup, chunks, plain);
+    }
+}
+
+/// Experts whose scores are all equal, or no numbers: the lowest ids are chosen, by every kernel that chooses.
+#[test]
+fn experts_that_tie() {
+    let Some(setup) = setup() else { return };
+    let model = fused(&shape(false, true, 4, 64), 9, 0);
+    let equal = filled(&model, |model| router(model, 1), 0.0);
+    let no_numbers = filled(&model, |model| &mut model.weights.layers[1].ffn_norm, f32::NAN);
+    for (name, model) in [("equal", equal), ("no numbers", no_numbers)] {
+        checks::sequence(name, &model, &setup, &[1, 5, 33], lockstep);
+        checks::sequence(&format!("{name}, unobserved"), &model, &setup, &[1, 1, 1, 5], plain);
     }
 }
 
