@@ -87,7 +87,14 @@ fn filters_and_statistics() {
     assert_eq!(entries.len(), 4 + 2, "{entries:?}");
     assert!(entries.iter().all(|e| e["layer"] == 0 && e["stats"]["nan"] == 0), "{entries:?}");
     assert!(manifest["steps"][0].get("file").is_none());
-    assert_eq!(run(&["--layers", "99", "--stages", "qkv"]).code, Some(2));
+    for beyond in [["--layers", "0,99"], ["--positions", "5"], ["--experts", "0-99"]] {
+        let refused = run(&beyond);
+        assert!(refused.code == Some(2) && refused.stderr.contains("there is no"), "{refused:?}");
+    }
+    assert_eq!(
+        run(&["--layers", "0", "--experts", "0", "--positions", "4", "--stages", "qkv"]).code,
+        Some(0)
+    );
     assert_eq!(run(&["--stages", "kqv"]).code, Some(2));
     // Statistics cannot stand in for a side.
     run(&["--stats"]).ok();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use model::{BLOCK, Backend, Stage, Step, forward};
+use model::{BLOCK, Backend, Config, Ffn, Stage, Step, forward};
 use parity::{Arithmetic, Comparison, Filter, Traced, dump, fingerprint, names};
 use serde_json::json;
 
@@ -104,6 +104,7 @@ impl Args {
         let (filter, values) = (self.filter(), !self.stats);
         let Args { prompted, device, out, json, .. } = self;
         let prompted = prompted.open()?;
+        fits(&filter, &prompted.model.config, prompted.ids.len())?;
         let placed = prompted.place(device, 1)?;
         let origin = dump::Origin {
             producer: concat!("tally ", env!("CARGO_PKG_VERSION")).into(),
@@ -160,6 +161,26 @@ impl Args {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// Fails where a filter asks for what the run does not have: a trace without it would look like one that has it.
+fn fits(filter: &Filter, config: &Config, tokens: usize) -> Result<(), Failure> {
+    // A dense model's one network counts as expert 0.
+    let experts = if let Ffn::Moe(moe) = config.ffn { moe.experts } else { 1 };
+    // `usize` is no narrower than u32.
+    let last = |set: &Option<BTreeSet<u32>>| set.as_ref()?.last().map(|&n| n as usize);
+    let limits = [
+        ("layer", filter.layers.as_ref().and_then(|set| set.last().copied()), config.layers),
+        ("position", last(&filter.positions), tokens),
+        ("expert", last(&filter.experts), experts),
+    ];
+    match limits.into_iter().find(|(_, asked, count)| asked.is_some_and(|asked| asked >= *count)) {
+        Some((what, asked, count)) => {
+            let asked = asked.unwrap_or_default();
+            Err(Failure::usage(format!("there is no {what} {asked}: the last one is {}", count - 1)))
+        }
+        None => Ok(()),
     }
 }
 
