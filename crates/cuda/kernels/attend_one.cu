@@ -178,7 +178,6 @@ struct OneItems {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_norm, const f32* rope, u8* layer, Step step,
            f32 score_scale, f32* attn, Fixed fixed, f32* scratch, u32* counters) {
-    launch_dependents();
     require_shared(SHARED_BYTES);
     if constexpr (!FUSABLE) {
         wait_dependencies();
@@ -193,6 +192,7 @@ attend_one(const f32* q, const f32* k, const f32* v, const f32* q_norm, const f3
         for (u32 i = 0; i < OWN; i++) weight[i] = role.norm ? role.norm[i * 32 + lane] : 0.0f;
         const bool can_go_deep = begin_deep();
         wait_dependencies();
+        launch_dependents();
         // A warp knows the blocks of its tile of the next 32 items, a lane an item. The first ones are asked for at once, as if
         // the row's table was the first.
         const auto tile_of = [&](u32 index) { return (index + lane * gridDim.x) / UNITS * SPAN_TILES + tile_of_span; };

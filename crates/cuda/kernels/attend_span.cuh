@@ -325,8 +325,10 @@ __device__ __forceinline__ void do_job(u32 row, u32 unit, u32 job, u32 spans, co
         f32 y[CHUNK];
         if (is_value || is_sum) {
 #pragma unroll
-            for (u32 i = 0; i < CHUNK; i++)
+            for (u32 i = 0; i < CHUNK; i++) {
+                if (i % 8 == 0 && i >= n) break;
                 if (i < n) y[i] = __ldcg(from + (u64)(start + i) * PARTIAL);
+            }
         }
         if (warp < heads) {
             // The running maximum of exponents, 32 spans at a time, gives every span its factors.
@@ -349,8 +351,10 @@ __device__ __forceinline__ void do_job(u32 row, u32 unit, u32 job, u32 spans, co
         __syncthreads();
         if (is_value || is_sum) {
 #pragma unroll
-            for (u32 i = 0; i < CHUNK; i++)
+            for (u32 i = 0; i < CHUNK; i++) {
+                if (i % 8 == 0 && i >= n) break;
                 if (i < n) x = merge(x, y[i], s.factors[head][i]);
+            }
         }
         __syncthreads();
     }

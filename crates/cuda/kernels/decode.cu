@@ -1,9 +1,10 @@
 // Batch-1 decode: the products whose weights do not depend on the step.
 //
-// decode_qkv: x [D] -> norm, fixed point -> q [H HD], k [KH HD], v [KH HD].
+// decode_qkv: x [D] -> norm, fixed point -> q [H HD], k [KH HD], v [KH HD]. `cache`: the layer's, to be brought near; or null.
 // decode_attn_out: attn [H HD] in fixed point -> x += W_o attn.
 // Grid: one block of 16 warps to a processor; every block makes the whole activation row and streams its share of
 // bands (decode_stream.cuh), fetched before the wait. Orders: as rules 1 and 3 write them. Bytes: the matrices once.
+#include "cache.cuh"
 #include "decode_stream.cuh"
 
 // The first number from `step` on that has no factor in common with `count`.
@@ -48,20 +49,20 @@ struct Qkv {
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_out, f32* k_out, f32* v_out, Plan plan) {
+decode_qkv(const f32* x, const f32* norm, Matrix q, Matrix k, Matrix v, f32* q_out, f32* k_out, f32* v_out, const u8* cache, Step step, Plan plan) {
 #if HIDDEN % 256 == 0
     u8* const shared = dynamic_shared<u8>();
-    __shared__ f32 partial[256];
-    Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
+    NormedRow<HIDDEN>& row = *(NormedRow<HIDDEN>*)shared;
     const Qkv job{q, k, v, q_out, k_out, v_out};
-    Stream<Qkv, HIDDEN> stream(job, plan, share_of(Qkv::END), shared);
+    Stream<Qkv, sizeof(NormedRow<HIDDEN>)> stream(job, plan, share_of(Qkv::END), shared);
     stream.start();
     Norm<HIDDEN> normed;
     normed.prepare(norm);
+    if (cache && threadIdx.x / 32 == WARPS - 1) prefetch_tiles(cache, step);
     wait_dependencies();
     launch_dependents();
-    normed.run(planes, x, norm, partial);
-    stream.run(planes);
+    normed.run(row, x, norm);
+    stream.run(row.planes);
 #endif
 }
 
@@ -85,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attn_out(Fixed a
     u8* const shared = dynamic_shared<u8>();
     Planes<AttnOut::VALUES>& planes = *(Planes<AttnOut::VALUES>*)shared;
     const AttnOut job{w, x};
-    Stream<AttnOut, AttnOut::VALUES> stream(job, plan, share_of(bands(HIDDEN)), shared);
+    Stream<AttnOut, sizeof(Planes<AttnOut::VALUES>)> stream(job, plan, share_of(bands(HIDDEN)), shared);
     stream.start();
     wait_dependencies();
     launch_dependents();

@@ -60,9 +60,10 @@ decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gat
     u8* const shared = dynamic_shared<u8>();
     __shared__ u32 chosen[RANKS];
     __shared__ f32 weight[RANKS];
-    Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
+    constexpr u32 ROW = MIXTURE ? sizeof(Planes<HIDDEN>) : sizeof(NormedRow<HIDDEN>);
+    Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;  // a NormedRow begins with them
     const Up job{gate, up, chosen, hidden};
-    Stream<Up, HIDDEN> stream(job, plan, share_of(RANKS * Up::BANDS), shared);
+    Stream<Up, ROW> stream(job, plan, share_of(RANKS * Up::BANDS), shared);
     if constexpr (MIXTURE) {
         wait_dependencies();
         launch_dependents();
@@ -79,13 +80,12 @@ decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gat
             choice.weights[threadIdx.x] = weight[threadIdx.x];
         }
     } else {
-        __shared__ f32 partial[256];
         stream.start();
         Norm<HIDDEN> row;
         row.prepare(norm);
         wait_dependencies();
         launch_dependents();
-        row.run(planes, x, norm, partial);
+        row.run(*(NormedRow<HIDDEN>*)shared, x, norm);
     }
     stream.run(planes);
 #endif
@@ -134,7 +134,7 @@ decode_down(const f32* hidden, Choice choice, Matrix down, f32* x, u32 early, Pl
     __shared__ f32 weight[RANKS];
     Planes<RANKS * WIDTH>& planes = *(Planes<RANKS * WIDTH>*)shared;
     const Down job{down, chosen, weight, x};
-    Stream<Down, RANKS * WIDTH> stream(job, plan, share_of(bands(HIDDEN)), shared);
+    Stream<Down, sizeof(Planes<RANKS * WIDTH>)> stream(job, plan, share_of(bands(HIDDEN)), shared);
     if constexpr (MIXTURE) {
         if (!early) wait_dependencies();
         choice.take(chosen, weight);

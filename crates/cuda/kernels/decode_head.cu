@@ -49,20 +49,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 decode_head(const f32* x, const u32* wanted, const f32* norm, Matrix w, f32* logits, Greatest* greatest, Plan plan) {
 #if HIDDEN % 256 == 0
     u8* const shared = dynamic_shared<u8>();
-    __shared__ f32 partial[256];
     __shared__ u64 key;
     __shared__ u32 infinite;
-    Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;
+    NormedRow<HIDDEN>& row = *(NormedRow<HIDDEN>*)shared;
     if (threadIdx.x == 0) key = 0, infinite = 0;
     const Head job{w, logits, &key, &infinite};
-    Stream<Head, HIDDEN> stream(job, plan, share_of(bands(VOCAB)), shared);
+    Stream<Head, sizeof(NormedRow<HIDDEN>)> stream(job, plan, share_of(bands(VOCAB)), shared);
     stream.start();
     Norm<HIDDEN> normed;
     normed.prepare(norm);
     wait_dependencies();
     launch_dependents();
-    normed.run(planes, x + (u64)load_fresh(wanted) * HIDDEN, norm, partial);
-    stream.run(planes);
+    normed.run(row, x + (u64)load_fresh(wanted) * HIDDEN, norm);
+    stream.run(row.planes);
     __syncthreads();
     if (threadIdx.x != 0) return;
     atomicMax(&greatest->key, key);

@@ -14,11 +14,9 @@ constexpr u32 WARPS = 16, THREADS = 32 * WARPS;
 // rows beside each other on a processor contend for its shared memory.
 constexpr u32 ROWS = (EXPERTS + 127) / 128;
 
-// Dynamic shared memory; after it the block's rows of the router, [ROWS][D].
+// Dynamic shared memory, the row's values normalised in place; after it the block's rows of the router, [ROWS][D].
 struct Shared {
-    Planes<HIDDEN> planes;
-    f32 normed[HIDDEN];
-    f32 partial[256];
+    NormedRow<HIDDEN> row;
     u32 last;
 };
 
@@ -43,14 +41,14 @@ __device__ __forceinline__ void store_row(const Shared& s, f32* normed, const Fi
     for (u32 block = blockIdx.x; block < HIDDEN / 256; block += gridDim.x) {
         const u32 i = block * 16 + threadIdx.x;
         if (threadIdx.x < 16) {
-            const uint4 hi = piece_of(s.planes.hi, i), lo = PLANES == 2 ? piece_of(s.planes.lo, i) : uint4{};
+            const uint4 hi = piece_of(s.row.planes.hi, i), lo = PLANES == 2 ? piece_of(s.row.planes.lo, i) : uint4{};
             ((uint4*)fixed.hi)[i] = hi;
             if constexpr (PLANES == 2) ((uint4*)fixed.lo)[i] = lo;
             fixed.sum[i] = joined_sum(piece_sum(hi), PLANES == 2 ? piece_sum(lo) : 0);
         }
-        if (threadIdx.x == 0) fixed.scale[block] = s.planes.scale[block];
+        if (threadIdx.x == 0) fixed.scale[block] = s.row.planes.scale[block];
         const u32 k = block * 256 + threadIdx.x % 256;
-        if (threadIdx.x >= 256) normed[k] = s.normed[k];
+        if (threadIdx.x >= 256) normed[k] = s.row.x[k];
     }
 }
 
@@ -73,12 +71,12 @@ decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fi
     row.prepare(norm);
     wait_dependencies();
     launch_dependents();
-    row.run(s.planes, x, norm, s.partial, [&](u32 k, const Eight& v) {
-        ((float4*)(s.normed + k))[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
-        ((float4*)(s.normed + k))[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
+    row.run(s.row, x, norm, [&](u32 k, const Eight& v) {
+        ((float4*)(s.row.x + k))[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
+        ((float4*)(s.row.x + k))[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
     }, [] { async_wait<0>(); });
     if (warp < count) {
-        const f32 v = logit(rows + warp * bytes, s.normed, router.type);
+        const f32 v = logit(rows + warp * bytes, s.row.x, router.type);
         if (threadIdx.x % 32 == 0) logits[first + warp] = v;
     }
     store_row(s, normed, fixed);

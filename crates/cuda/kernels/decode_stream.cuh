@@ -7,7 +7,7 @@
 // rings before it waits for the kernel ahead. It lets its dependents start when its own wait is over: sooner, they would
 // take memory and issue slots from the kernel ahead; later, their start is on the critical path (measured both ways).
 //
-// Dynamic shared memory: Planes of the activations, then terms [pass][COLUMNS][TERMS][BAND] f32, then the rings,
+// Dynamic shared memory: the activations, Planes<K> or NormedRow<K>, then terms [pass][COLUMNS][TERMS][BAND] f32, then the rings,
 // [slots][16 warps][slot_bytes]; where the slices are fewer, only as many.
 #pragma once
 #include "dot.cuh"
@@ -42,7 +42,8 @@ __device__ __forceinline__ Share share_of(u32 count) {
 //      Item item(u32 band, u32 column) const;
 //      f32 before(u32 band, u32 row) const: what the row held, fetched ahead of the product;
 //      void finish(u32 band, u32 row, f32 before, const f32* terms): the row's terms [COLUMNS][TERMS][BAND], at this row.
-template <class Job, u32 K> struct Stream {
+// ROW: bytes of the activations.
+template <class Job, u32 ROW> struct Stream {
     static constexpr u32 COLUMNS = Job::COLUMNS;
     const Job& job;
     const Plan& plan;
@@ -52,7 +53,7 @@ template <class Job, u32 K> struct Stream {
     u32 next = threadIdx.x / 32, slot_in = 0;  // the warp's next slice to fetch, and its slot
 
     __device__ __forceinline__ Stream(const Job& job, const Plan& plan, Share share, u8* shared)
-        : job(job), plan(plan), share(share), terms((f32*)(shared + sizeof(Planes<K>))),
+        : job(job), plan(plan), share(share), terms((f32*)(shared + ROW)),
           ring(shared + plan.ring + threadIdx.x / 32 * plan.slot_bytes) {}
 
     __device__ __forceinline__ u8* slot_at(u32 slot) const { return ring + slot * WARPS * plan.slot_bytes; }
@@ -75,7 +76,7 @@ template <class Job, u32 K> struct Stream {
         for (u32 i = 0; i < plan.depth; i++) fetch();
     }
 
-    __device__ __forceinline__ void run(const Planes<K>& planes) {
+    template <u32 K> __device__ __forceinline__ void run(const Planes<K>& planes) {
         const u32 lane = threadIdx.x % 32;
         u32 slot = 0, i = threadIdx.x / 32;
 #pragma unroll 1

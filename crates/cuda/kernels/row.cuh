@@ -118,12 +118,20 @@ template <u32 K> __device__ __forceinline__ void round_row(Planes<K>& row, const
     }
 }
 
-// The norm of a row of K and its rounding, by 16 warps: eight sum the squares while eight fetch what they will round.
+// A row that is normalised here.
+template <u32 K> struct NormedRow {
+    Planes<K> planes;
+    f32 x[K];  // as it came; whoever wants the normalised values may leave them here
+    f32 partial[256];
+};
+
+// The norm of a row of K and its rounding, by 16 warps: eight fetch it and sum the squares, eight round. Every block of a
+// kernel does so, and what they fetch together is bound by the second-level cache: once through here, not once for each
+// half of the warps (1.8% of a token).
 template <u32 K> struct Norm {
     static constexpr u32 BLOCKS = K / 256, SUMMING = 8, ROUNDING = 8;
-    static constexpr u32 OWN = (BLOCKS + ROUNDING - 1) / ROUNDING;
-    // Longer rows are fetched again when they are rounded.
-    static constexpr bool KEEP = OWN <= 1;
+    // The weights of longer rows are fetched when they are needed.
+    static constexpr bool KEEP = BLOCKS <= ROUNDING;
     Eight weight;
 
     // What does not depend on the step: before the wait.
@@ -134,33 +142,31 @@ template <u32 K> struct Norm {
     }
 
     // As below, where nothing else is to be done.
-    __device__ __forceinline__ void run(Planes<K>& row, const f32* x, const f32* weights, f32* partial) {
-        run(row, x, weights, partial, [](u32, const Eight&) {}, [] {});
+    __device__ __forceinline__ void run(NormedRow<K>& row, const f32* x, const f32* weights) {
+        run(row, x, weights, [](u32, const Eight&) {}, [] {});
     }
 
-    // Sum of squares: partial p takes k = p (mod 256) ascending; butterfly 128, 64, ... 1. `partial` is [256] in shared
-    // memory. Calls each(k, values) with every eight normalised values, and last() before the barrier at the end.
+    // Sum of squares: partial p takes k = p (mod 256) ascending; butterfly 128, 64, ... 1. Calls each(k, values) with every
+    // eight normalised values, when row.x[k..] has been read, and last() before the barrier at the end.
     template <class Each, class Last>
-    __device__ __forceinline__ void run(Planes<K>& row, const f32* x, const f32* weights, f32* partial, Each&& each, Last&& last) {
+    __device__ __forceinline__ void run(NormedRow<K>& row, const f32* x, const f32* weights, Each&& each, Last&& last) {
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        Eight own;
         if (warp < SUMMING) {
             f32 sum = 0.0f;
 #pragma unroll 8
             for (u32 i = 0; i < BLOCKS; i++) {
                 const f32 v = load_fresh(x + i * 256 + threadIdx.x);
+                row.x[i * 256 + threadIdx.x] = v;
                 sum = __fmaf_rn(v, v, sum);
             }
-            partial[threadIdx.x] = sum;
-        } else if (KEEP && warp - SUMMING < BLOCKS) {
-            own = load_eight(x + (warp - SUMMING) * 256 + lane * 8);
+            row.partial[threadIdx.x] = sum;
         }
         __syncthreads();
         if (warp >= SUMMING) {
             // The butterfly's first three levels join the values of one lane.
             f32 s[8];
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) s[i] = partial[i * 32 + lane];
+            for (u32 i = 0; i < 8; i++) s[i] = row.partial[i * 32 + lane];
 #pragma unroll
             for (u32 step = 4; step > 0; step /= 2)
 #pragma unroll
@@ -171,13 +177,13 @@ template <u32 K> struct Norm {
             const f32 r = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, __int_as_float(RMS_EPS))));
             for (u32 block = warp - SUMMING; block < BLOCKS; block += ROUNDING) {
                 const u32 k = block * 256 + lane * 8;
-                Eight v, w;
-                if constexpr (KEEP) v = own, w = weight;
-                else v = load_eight(x + k), w = load_eight(weights + k);
+                const float4 a = *(const float4*)(row.x + k), b = *(const float4*)(row.x + k + 4);
+                Eight v = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+                const Eight w = KEEP ? weight : load_eight(weights + k);
 #pragma unroll
                 for (u32 i = 0; i < 8; i++) v.v[i] = __fmul_rn(__fmul_rn(v.v[i], r), w.v[i]);
                 each(k, v);
-                round_block(row, block, v, lane);
+                round_block(row.planes, block, v, lane);
             }
         }
         last();

@@ -1,4 +1,5 @@
-//! Whether the GPU's `exp`, `exp2` and SiLU are `model::math`'s at all 2^32 inputs (`kernels/exp_check.cu`).
+//! Whether the GPU's `exp`, `exp2` and SiLU are `model::math`'s, and its scales of fixed point the quotients of rule 1, at all
+//! 2^32 inputs (`kernels/exp_check.cu`).
 
 use crate::Error;
 use crate::compile::{Compiler, KernelFiles, Unit};
@@ -18,20 +19,21 @@ pub fn exp_unit() -> Unit {
     Unit { name: "exp_check.cu", defines }
 }
 
-/// Checksums of `exp`, `exp2` and SiLU at `place`, one triple for each chunk of 2^24 bit patterns of the argument,
-/// ascending: the wrapping sum of `mix(bits(x), bits(f(x)))`, where every NaN of a result counts as `0x7fc00000` and, in
-/// 32 bits, `mix(x, y)` is `m ^ m >> 15` with `m = (y ^ x * 0x9e3779b1) * 0x85ebca6b`.
+/// Checksums of `exp`, `exp2`, SiLU and fixed point's scales at `place`, four for each chunk of 2^24 bit patterns of the
+/// argument, ascending: the wrapping sum of `mix(bits(x), bits(f(x)))`, where every NaN of a result counts as `0x7fc00000`
+/// and, in 32 bits, `mix(x, y)` is `m ^ m >> 15` with `m = (y ^ x * 0x9e3779b1) * 0x85ebca6b`. The fourth is that of the scale
+/// of a block whose largest magnitude is `|x|`, and of `mix(!bits(x), bits(inverse))`, 0 where the block becomes zeros.
 ///
 /// # Errors
 /// [`Error`] if there is no such GPU or no compiler.
-pub fn exp_checksums(place: Place) -> Result<Vec<[u64; 3]>, Error> {
+pub fn exp_checksums(place: Place) -> Result<Vec<[u64; 4]>, Error> {
     let device = Device::open(place)?;
     let image = Compiler::of(&device.gpu, &KernelFiles::default())?.image(&exp_unit())?;
     let module = Module::load(&device, &image)?;
-    let sums = device.zeros::<u64>(3 * CHUNKS)?;
+    let sums = device.zeros::<u64>(4 * CHUNKS)?;
     let shape = Shape { dependent: false, ..Shape::new(1, THREADS).grid(BLOCKS_PER_CHUNK, CHUNKS, 1) };
     module.function("exp_check")?.launch(&device, shape, Arguments::default().push(sums.ptr()))?;
-    let mut host = vec![0; 3 * CHUNKS];
+    let mut host = vec![0; 4 * CHUNKS];
     sums.read(0, &mut host)?;
     Ok(host.as_chunks().0.to_vec())
 }

@@ -194,7 +194,12 @@ struct Fault {
 /// Faults of arithmetic, and of order: what is forgotten in these shows on a GPU now and then.
 const FAULTS: &[Fault] = &[
     // The scale of another sub-block.
-    Fault { file: "dot.cuh", right: "h += s0 * even.h +", wrong: "h += s1 * even.h +", says: "differ" },
+    Fault {
+        file: "dot.cuh",
+        right: "h[i] = s0 * even.v[i * 2]",
+        wrong: "h[i] = s1 * even.v[i * 2]",
+        says: "differ",
+    },
     Fault {
         file: "product_open.cuh",
         right: "return scales.x >> (8 * s) & 0xff;",

@@ -85,6 +85,8 @@ struct Work {
     columns: usize,
     /// Values of the activation row that a block of threads holds.
     values: usize,
+    /// Whether the row is normalised here, too.
+    normed: bool,
     /// Bytes of the largest slice.
     slice: usize,
     /// Slices that a warp should have under way.
@@ -109,7 +111,8 @@ impl Machine {
         let share = work.bands.div_ceil(grid);
         let band_terms = work.columns * self.terms * BAND * size_of::<f32>();
         let pass = (TERM_BYTES / band_terms).clamp(1, share.min(MAX_PASS));
-        let ring = planes_bytes(work.values, self.planes) + pass * band_terms;
+        let row = if work.normed { normed_bytes } else { planes_bytes };
+        let ring = row(work.values, self.planes) + pass * band_terms;
         let slices = share * work.columns;
         (1..=work.depth).rev().find_map(|depth| {
             let slots = slices.div_ceil(WARPS).min(depth);
@@ -125,6 +128,11 @@ impl Machine {
 fn planes_bytes(k: usize, planes: usize) -> usize {
     let low = if planes == 2 { k } else { 16 };
     (k + low + k / 32 * size_of::<i32>() + k / SLICE * size_of::<f32>()).next_multiple_of(16)
+}
+
+/// Bytes of `NormedRow<K>` in `row.cuh`.
+fn normed_bytes(k: usize, planes: usize) -> usize {
+    planes_bytes(k, planes) + (k + 256) * size_of::<f32>()
 }
 
 /// Bytes of a band by 256 values, for the types that the kernels know.
@@ -188,12 +196,19 @@ impl Cuda {
         bands: usize,
         columns: usize,
         values: usize,
-        depth: usize,
+        normed: bool,
     ) -> Option<Plan> {
         if self.step.rows() != 1 {
             return None;
         }
-        self.machine().plan(Work { bands, columns, values, slice: largest_slice(matrices)?, depth })
+        self.machine().plan(Work {
+            bands,
+            columns,
+            values,
+            normed,
+            slice: largest_slice(matrices)?,
+            depth: DEPTH,
+        })
     }
 
     fn launch_plan(&self, name: &str, plan: Plan, arguments: Arguments) -> Result<bool, Error> {
@@ -208,7 +223,8 @@ impl Cuda {
         let (w, b, d) = (&self.weights.layers[layer], &self.buffers, self.model.config.hidden);
         let matrices = [w.q, w.k, w.v];
         let bands = matrices.iter().map(|m| m.rows.div_ceil(BAND)).sum();
-        let Some(plan) = self.decode_plan(&matrices, bands, d / SLICE, d, DEPTH) else { return Ok(false) };
+        let Some(plan) = self.decode_plan(&matrices, bands, d / SLICE, d, true) else { return Ok(false) };
+        // The first layer's may start before the step's position is there.
         let arguments = Arguments::default()
             .push(b.x.ptr())
             .push(w.attn_norm)
@@ -217,14 +233,16 @@ impl Cuda {
             .push(w.v.arg())
             .push(b.q.ptr())
             .push(b.k.ptr())
-            .push(b.v.ptr());
+            .push(b.v.ptr())
+            .push(if layer > 0 { self.cache.layer(layer) } else { Ptr::NULL })
+            .push(self.step.arg());
         self.launch_plan("decode_qkv", plan, arguments)
     }
 
     /// `attn_out` in one launch; reads `attn_fixed`.
     pub(crate) fn decode_attn_out(&self, layer: usize) -> Result<bool, Error> {
         let (w, b) = (self.weights.layers[layer].out, &self.buffers);
-        let Some(plan) = self.decode_plan(&[w], w.rows.div_ceil(BAND), w.k / SLICE, w.k, DEPTH) else {
+        let Some(plan) = self.decode_plan(&[w], w.rows.div_ceil(BAND), w.k / SLICE, w.k, false) else {
             return Ok(false);
         };
         let arguments = Arguments::default().push(b.attn_fixed.arg()).push(w.arg()).push(b.x.ptr());
@@ -242,10 +260,11 @@ impl Cuda {
         };
         // `ROWS` of decode_route.cu: router rows to a block of threads, a warp each at most.
         let rows = router.rows.div_ceil(128);
-        // `Shared` of decode_route.cu: the row as planes and as floats, partial sums, a flag; then router rows.
-        let state = planes_bytes(d, self.machine().planes) + 4 * (d + 256 + 1);
+        // `Shared` of decode_route.cu: the row and a flag; then router rows.
+        let state = normed_bytes(d, self.machine().planes) + size_of::<u32>();
         let shared = state.next_multiple_of(16) + rows * d * bytes;
-        if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || rows > WARPS || shared > self.machine().shared {
+        if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || rows > WARPS || shared > self.machine().shared
+        {
             return Ok(false);
         }
         let later = self.whole && self.up_plan(layer).is_some();
@@ -304,13 +323,14 @@ impl Cuda {
     fn up_plan(&self, layer: usize) -> Option<Plan> {
         let (Ffn::Dense { gate, up, .. } | Ffn::Moe { gate, up, .. }) = self.weights.layers[layer].ffn;
         let bands = self.ranks() * gate.rows.div_ceil(BAND);
-        self.decode_plan(&[gate, up], bands, 2 * gate.k / SLICE, gate.k, DEPTH)
+        let normed = matches!(self.model.config.ffn, model::Ffn::Dense { .. });
+        self.decode_plan(&[gate, up], bands, 2 * gate.k / SLICE, gate.k, normed)
     }
 
     fn down_plan(&self, layer: usize) -> Option<Plan> {
         let (Ffn::Dense { down, .. } | Ffn::Moe { down, .. }) = self.weights.layers[layer].ffn;
         let values = self.ranks() * down.k;
-        self.decode_plan(&[down], down.rows.div_ceil(BAND), values / SLICE, values, DEPTH)
+        self.decode_plan(&[down], down.rows.div_ceil(BAND), values / SLICE, values, false)
     }
 
     fn decode_up(&mut self, layer: usize) -> Result<bool, Error> {
@@ -351,9 +371,10 @@ impl Cuda {
     /// `head` for one wanted row, in one launch. The step may have more rows.
     pub(crate) fn decode_head(&self) -> Result<bool, Error> {
         let (w, b, d) = (self.weights.head, &self.buffers, self.model.config.hidden);
-        let work =
-            |slice| Work { bands: w.rows.div_ceil(BAND), columns: d / SLICE, values: d, slice, depth: DEPTH };
-        let plan = largest_slice(&[w]).and_then(|slice| self.machine().plan(work(slice)));
+        let (bands, columns) = (w.rows.div_ceil(BAND), d / SLICE);
+        let plan = largest_slice(&[w]).and_then(|slice| {
+            self.machine().plan(Work { bands, columns, values: d, normed: true, slice, depth: DEPTH })
+        });
         let Some(plan) = plan.filter(|_| self.step.outputs() == 1) else { return Ok(false) };
         let arguments = Arguments::default()
             .push(b.x.ptr())
@@ -387,13 +408,16 @@ mod tests {
     #[test]
     fn rings_are_as_deep_as_the_processor_allows() {
         let slice = |dtype| slice_bytes(dtype).unwrap();
-        let qkv = Work { bands: 320, columns: 8, values: 2048, slice: slice(Dtype::Q6K), depth: 3 };
+        let qkv =
+            Work { bands: 320, columns: 8, values: 2048, normed: true, slice: slice(Dtype::Q6K), depth: 3 };
         check(132, 90, qkv, Some((132, 3, 3)));
         check(82, 86, qkv, Some((82, 4, 1)));
-        let down = Work { bands: 128, columns: 24, values: 6144, slice: slice(Dtype::Q6K), depth: 3 };
+        let down =
+            Work { bands: 128, columns: 24, values: 6144, normed: false, slice: slice(Dtype::Q6K), depth: 3 };
         check(132, 90, down, Some((128, 1, 3)));
         check(132, 89, down, Some((128, 1, 3)));
-        let head = Work { bands: 9496, columns: 8, values: 2048, slice: slice(Dtype::Q6K), depth: 3 };
+        let head =
+            Work { bands: 9496, columns: 8, values: 2048, normed: true, slice: slice(Dtype::Q6K), depth: 3 };
         check(132, 90, head, Some((132, 32, 3)));
         // The row alone would not fit.
         check(132, 90, Work { values: 1 << 18, ..head }, None);

@@ -244,7 +244,7 @@ pub(super) const ALL: &[KernelFault] = &[
     KernelFault {
         name: "kernel-decode-scale-of-the-next",
         what: "Q4_K and Q5_K sub-blocks with the scale of the next one, for a single row",
-        edits: &[edit("dot.cuh", "h += s0 * even.h +", "h += s1 * even.h +")],
+        edits: &[edit("dot.cuh", "h[i] = s0 * even.v[i * 2]", "h[i] = s1 * even.v[i * 2]")],
         expected: local(Stage::Qkv, 0, &["attn_q", "attn_k"]),
     },
     KernelFault {
