@@ -106,7 +106,8 @@ fn layers(model: &Model, walked: &[Cell], capture: &Capture, at: Option<&Localis
     tally
 }
 
-/// The values of the wrong buffer: position, rank, expert, lane patterns of the row, and the size of what went in.
+/// The values of the wrong buffer: position, rank, expert, lane patterns of the row, the alignment of the tensor's row, and
+/// the size of what went in.
 fn outputs(model: &Model, capture: &Capture, at: &Localised) -> Tally {
     let mut tally = Tally::default();
     let config = &model.config;
@@ -122,6 +123,7 @@ fn outputs(model: &Model, capture: &Capture, at: &Localised) -> Tally {
         (0..lines).map(|line| of_line(capture, at.buffer, line, used, &shape)).collect();
     // Of a billion values a sample tells as much.
     let step = (lines * width / SAMPLE).max(1);
+    let alignment = Alignment::of(model, capture, at);
     let sampled: BTreeSet<usize> = (0..lines * width).step_by(step).collect();
     for i in sampled.union(&at.wrong.iter().take(SAMPLE).copied().collect()) {
         let (line, column) = (i / width, i % width);
@@ -129,10 +131,46 @@ fn outputs(model: &Model, capture: &Capture, at: &Localised) -> Tally {
         let half = format!("{} = {column}", column_name(at.buffer));
         let value = f64::from(capture.left[&at.buffer][*i]);
         let large = (value.abs() > F16_MAX).then(|| "the value is beyond f16's 65504".to_owned());
-        let features = by_line[line].iter().cloned().chain(lanes).chain([half]).chain(large);
+        let alignment = alignment.as_ref().and_then(|alignment| alignment.feature(capture, *i));
+        let features = by_line[line].iter().cloned().chain(lanes).chain([half]).chain(large).chain(alignment);
         tally.add(at.wrong.contains(i), features);
     }
     tally
+}
+
+/// Where the rows of the one tensor that is to blame begin, if not all at multiples of [`Alignment::BYTES`].
+struct Alignment {
+    /// Of a row.
+    bytes: usize,
+    /// Rows of an expert, or of the tensor.
+    rows: usize,
+    experts: bool,
+}
+
+impl Alignment {
+    /// What a thread loads at once.
+    const BYTES: usize = 16;
+
+    fn of(model: &Model, capture: &Capture, at: &Localised) -> Option<Alignment> {
+        let [tensor] = &at.location.tensors[..] else { return None };
+        let tensor = model.weights.named(&tensor.name)?;
+        let (bytes, experts) = (tensor.row_bytes(), tensor.dims.len() > 2);
+        let rows = tensor.dims.get(1).copied()?;
+        // A row of the tensor is a value of a row of the buffer.
+        let lines =
+            if experts { capture.inputs.get(&Buffer::Experts)?.len() } else { capture.step.rows.len() };
+        let fits = experts == per_expert(at.buffer) && capture.left[&at.buffer].len() == lines * rows;
+        (fits && !bytes.is_multiple_of(Alignment::BYTES)).then_some(Alignment { bytes, rows, experts })
+    }
+
+    /// Of value `i` of the buffer.
+    fn feature(&self, capture: &Capture, i: usize) -> Option<String> {
+        let expert = if self.experts { *capture.inputs[&Buffer::Experts].get(i / self.rows)? } else { 0.0 };
+        // Ids are small integers, exact as f32.
+        let start = (expert as usize * self.rows + i % self.rows) * self.bytes;
+        let a = if start.is_multiple_of(Alignment::BYTES) { "a" } else { "no" };
+        Some(format!("the tensor's row begins at {a} multiple of {} bytes", Alignment::BYTES))
+    }
 }
 
 /// Values that are looked at, at most.

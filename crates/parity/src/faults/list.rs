@@ -162,6 +162,20 @@ fn in_weights() -> Vec<Planted> {
                 local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"]),
             )
         },
+        Planted {
+            host: Host::Ragged,
+            ..planted(
+                "aligned-loads",
+                "the first codes of a row of 306 bytes read from the next lower multiple of 16 bytes",
+                "2-arithmetic.md",
+                Model(weights::aligned_loads),
+                Expected {
+                    block: Some(0),
+                    feature: Some("the tensor's row begins at no multiple of 16 bytes"),
+                    ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
+                },
+            )
+        },
     ]
 }
 

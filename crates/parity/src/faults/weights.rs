@@ -147,6 +147,20 @@ pub(super) fn stride_of_whole_blocks(model: &mut Model) {
     });
 }
 
+/// The first codes of a row read where the next lower multiple of 16 bytes lies.
+pub(super) fn aligned_loads(model: &mut Model) {
+    let [.., down] = experts(model, LAYER);
+    let (rows, size) = (down.rows(), down.row_bytes());
+    edit(down, |bytes| {
+        let right = bytes.clone();
+        for start in (0..rows).map(|row| row * size) {
+            // Behind the scale, which has two bytes.
+            let read = start / 16 * 16 + 2;
+            bytes[start + 2..start + 16].copy_from_slice(&right[read..read + 14]);
+        }
+    });
+}
+
 pub(super) fn lane_dropped(model: &mut Model) {
     let [router, ..] = experts(model, LAYER);
     let k = router.row_len();
