@@ -167,7 +167,7 @@ fn in_weights() -> Vec<Planted> {
             ..planted(
                 "aligned-loads",
                 "the first codes of a row of 306 bytes read from the next lower multiple of 16 bytes",
-                "2-arithmetic.md",
+                "made for the debugger: in Q8_0 and Q6_K no load of 16 bytes need be aligned",
                 Model(weights::aligned_loads),
                 Expected {
                     block: Some(0),
