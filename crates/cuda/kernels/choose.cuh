@@ -75,7 +75,10 @@ __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32*
         // Of equals, the one with the lowest id.
         bool won = key[0] == top;
         const u32 equals = __ballot_sync(0xffffffffu, won);
-        if (equals & (equals - 1)) won = won && id[0] == __reduce_min_sync(0xffffffffu, won ? id[0] : 0xffffffffu);
+        if (equals & (equals - 1)) {
+            const u32 lowest = __reduce_min_sync(0xffffffffu, won ? id[0] : 0xffffffffu);
+            won = won && id[0] == lowest;
+        }
         const f32 weight = top == 1 ? __int_as_float(0x7fc00000) : __uint_as_float(top - 2);
         chosen_sum = __fadd_rn(chosen_sum, weight);
         if (won) {
