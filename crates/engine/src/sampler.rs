@@ -16,6 +16,7 @@
 
 mod logprobs;
 mod params;
+mod survey;
 
 use std::cmp::Ordering;
 
@@ -24,6 +25,7 @@ use model::math;
 use crate::rng;
 pub use logprobs::{TokenLogprob, logprobs};
 pub use params::SamplerParams;
+use survey::{LANES, Survey};
 
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +51,7 @@ impl Candidate {
 pub struct Sampler {
     params: SamplerParams,
     logits: Vec<f32>,
+    survey: Survey,
     candidates: Vec<Candidate>,
 }
 
@@ -59,7 +62,7 @@ impl Sampler {
     /// [`SamplerError::Parameter`] for one outside its range.
     pub fn new(params: SamplerParams) -> Result<Self, SamplerError> {
         params.check()?;
-        Ok(Self { params, logits: Vec::new(), candidates: Vec::new() })
+        Ok(Self { params, logits: Vec::new(), survey: Survey::default(), candidates: Vec::new() })
     }
 
     /// The parameters.
@@ -90,7 +93,7 @@ impl Sampler {
         position: u64,
         allowed: Option<&[u32]>,
     ) -> Result<u32, SamplerError> {
-        let mut best = first_maximum(logits)?;
+        let mut best = self.survey.look(logits)?;
         let mut logits = logits;
         if self.params.adjusts() || allowed.is_some() {
             self.logits.clear();
@@ -100,13 +103,15 @@ impl Sampler {
                 forbid(&mut self.logits, allowed)?;
             }
             logits = &self.logits;
-            best = first_maximum(logits)?;
+            best = self.survey.look(logits)?;
         }
         if self.params.is_greedy() {
             return Ok(best);
         }
 
-        near(logits, logits[best as usize], self.params.temperature, &mut self.candidates);
+        // Of 151,936 tokens few are among the first k: the others never become candidates.
+        let least = self.survey.reached_by(self.params.top_k);
+        near(logits, least, logits[best as usize], self.params.temperature, &mut self.candidates);
         if self.params.top_k > 0 {
             select(&mut self.candidates, self.params.top_k);
             self.candidates.truncate(self.params.top_k);
@@ -138,38 +143,26 @@ fn forbid(logits: &mut [f32], allowed: &[u32]) -> Result<(), SamplerError> {
     if some { Ok(()) } else { Err(SamplerError::NothingAllowed) }
 }
 
-/// The id of the largest logit, of equals the lowest. Every logit is checked on the way.
-fn first_maximum(logits: &[f32]) -> Result<u32, SamplerError> {
-    const LANES: usize = 16;
-    const EXPONENT: u32 = f32::INFINITY.to_bits();
-    // Lanes, for the compiler to use vectors: a maximum rounds nothing, so its order is free.
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    let mut faults = [false; LANES];
-    for chunk in logits.chunks(LANES) {
-        for ((&logit, max), fault) in chunk.iter().zip(&mut maxima).zip(&mut faults) {
-            *max = if logit > *max { logit } else { *max };
-            *fault |= logit.to_bits() & EXPONENT == EXPONENT;
-        }
-    }
-    if faults.contains(&true) {
-        return Err(SamplerError::non_finite(logits));
-    }
-    let max = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let best = logits.iter().position(|&logit| logit == max).ok_or(SamplerError::NoLogits)?;
-    u32::try_from(best).map_err(|_| SamplerError::NoLogits)
-}
-
-/// Replaces `candidates` with the tokens, in id order, whose weight may be positive. It is yet to be computed: until
-/// then the field holds nothing.
-fn near(logits: &[f32], max: f32, temperature: f32, candidates: &mut Vec<Candidate>) {
+/// Replaces `candidates` with the tokens, in id order, whose logit is at least `least`, if there is such a bound, and whose
+/// weight may be positive. It is yet to be computed: until then the field holds nothing.
+fn near(logits: &[f32], least: Option<f32>, max: f32, temperature: f32, candidates: &mut Vec<Candidate>) {
     /// exp(-23) * 2^32 is 0.44, which rounds to 0.
     const NO_WEIGHT: f32 = -23.0;
     let inverse = 1.0 / temperature;
-    let scaled = |logit: f32| (logit - max) * inverse;
+    let candidate = |(id, &logit)| Candidate { id, logit, scaled: (logit - max) * inverse, weight: 0 };
+    let may_weigh = |candidate: &Candidate| candidate.scaled > NO_WEIGHT;
     candidates.clear();
-    let all =
-        (0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit, scaled: scaled(logit), weight: 0 });
-    candidates.extend(all.filter(|candidate| candidate.scaled > NO_WEIGHT));
+    let Some(least) = least else {
+        candidates.extend((0u32..).zip(logits).map(candidate).filter(may_weigh));
+        return;
+    };
+    for (first, some) in (0u32..).step_by(LANES).zip(logits.chunks(LANES)) {
+        // All of them at once, for the compiler to use vectors.
+        if some.iter().fold(false, |any, &logit| any | (logit >= least)) {
+            let all = (first..).zip(some).filter(|&(_, &logit)| logit >= least);
+            candidates.extend(all.map(candidate).filter(may_weigh));
+        }
+    }
 }
 
 /// Computes the weights, and drops what has none.

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::{SamplerError, first_maximum};
+use super::SamplerError;
+use super::survey::Survey;
 
 /// A token and the natural logarithm of its probability, before penalties, temperature and truncation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +25,8 @@ pub fn logprobs(
     chosen: u32,
     top: usize,
 ) -> Result<(TokenLogprob, Vec<TokenLogprob>), SamplerError> {
-    let max = f64::from(logits[first_maximum(logits)? as usize]);
+    let mut survey = Survey::default();
+    let max = f64::from(logits[survey.look(logits)? as usize]);
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
     let normaliser = max + sum.ln();
     let of = |id: u32| -> Option<TokenLogprob> {
@@ -33,8 +35,9 @@ pub fn logprobs(
     };
     let chosen = of(chosen).ok_or(SamplerError::NoLogits)?;
 
-    let mut ids: Vec<u32> =
-        if top == 0 { Vec::new() } else { (0u32..).zip(logits).map(|(id, _)| id).collect() };
+    let least = survey.reached_by(top).unwrap_or(f32::MIN);
+    let all = (0u32..).zip(logits).filter(|&(_, &logit)| top > 0 && logit >= least);
+    let mut ids: Vec<u32> = all.map(|(id, _)| id).collect();
     let rank = |a: &u32, b: &u32| {
         let (x, y) = (logits[*a as usize], logits[*b as usize]);
         y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(b))
