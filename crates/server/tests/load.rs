@@ -81,16 +81,17 @@ fn long_question(i: usize) -> Json {
     body
 }
 
+/// `requests` of them alone, and then all at once.
 fn check(
+    requests: usize,
     shape: Shape,
     running: usize,
     interleave: Duration,
     question: fn(usize) -> Json,
     wrap: impl Fn(Cpu) -> Box<dyn Backend> + Send + Sync + 'static,
 ) -> Server {
-    const REQUESTS: usize = 32;
     let alone = start();
-    let want: Vec<String> = (0..REQUESTS).map(|i| ask(&alone, &question(i))).collect();
+    let want: Vec<String> = (0..requests).map(|i| ask(&alone, &question(i))).collect();
     alone.stop();
 
     let engine = EngineLimits { running, waiting: 256, interleave, captures: None };
@@ -103,14 +104,14 @@ fn check(
             scope.spawn(move || {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= 3 * REQUESTS {
+                    if i >= 3 * requests {
                         break;
                     }
                     match i % 3 {
                         2 => hang_up(server, &question(i), client),
                         _ => assert_eq!(
-                            ask(server, &question(i % REQUESTS)),
-                            want[i % REQUESTS],
+                            ask(server, &question(i % requests)),
+                            want[i % requests],
                             "request {i}"
                         ),
                     }
@@ -127,7 +128,7 @@ fn check(
 
 #[test]
 fn the_same_bits_under_load() {
-    let server = check(Shape::default(), 16, Duration::from_millis(20), question, plain);
+    let server = check(32, Shape::default(), 16, Duration::from_millis(20), question, plain);
     assert!(metric(&server, "tally_cached_tokens_total") > 0.0, "beginnings were shared");
     assert!(metric(&server, "tally_cancelled_total") > 0.0, "others hung up");
     server.stop();
@@ -136,7 +137,8 @@ fn the_same_bits_under_load() {
 #[test]
 fn the_same_bits_with_too_little_memory() {
     // 34 blocks hold one longest context and little more.
-    let server = check(Shape { blocks: 34, rows: 64 }, 12, Duration::from_millis(1), long_question, plain);
+    let server =
+        check(32, Shape { blocks: 34, rows: 64 }, 12, Duration::from_millis(1), long_question, plain);
     assert!(metric(&server, "tally_preemptions_total") > 0.0, "somebody was put back");
     server.stop();
 }
@@ -169,7 +171,7 @@ fn the_same_bits_where_the_backend_chooses() {
             let asked = asked.clone();
             move |cpu| Box::new(Ahead::new(cpu, most, asked.clone())) as Box<dyn Backend>
         };
-        let server = check(Shape::default(), 16, Duration::from_millis(20), question, wrap);
+        let server = check(16, Shape::default(), 16, Duration::from_millis(20), question, wrap);
         assert!(asked.draws.load(Ordering::Relaxed) > 0, "it did choose");
         server.stop();
     }
@@ -183,7 +185,7 @@ fn the_same_bits_where_the_backend_chooses_and_memory_is_short() {
         body["logprobs"] = false.into();
         body
     };
-    let server = check(Shape { blocks: 34, rows: 64 }, 12, Duration::from_millis(1), long, ahead);
+    let server = check(20, Shape { blocks: 34, rows: 64 }, 12, Duration::from_millis(1), long, ahead);
     assert!(metric(&server, "tally_preemptions_total") > 0.0, "somebody was put back");
     server.stop();
 }
