@@ -50,13 +50,24 @@ impl<B: Backend> Scheduler<B> {
 
     /// Decodes until something changes; false if it is not the time for it.
     pub(super) fn burst(&mut self) -> Result<bool, Fault> {
-        let steps = self.steps_of_burst();
+        let mut steps = self.steps_of_burst();
+        while steps >= SHORTEST && self.blocks_of_burst(steps) > self.cache.available() {
+            steps /= 2;
+        }
         if steps < SHORTEST {
             return Ok(false);
         }
-        let Some((lanes, mut scratch)) = self.lanes(steps) else { return Ok(false) };
-        let outcome = self.run_burst(&lanes, steps);
+        let mut scratch = Vec::new();
+        let lanes = self.lanes(steps, &mut scratch);
+        let outcome = match lanes {
+            Some(lanes) => self.run_burst(&lanes, steps),
+            None => Ok(false),
+        };
         self.cache.truncate(&mut scratch, 0);
+        // What was taken in advance and not used is there for who comes next.
+        for sequence in &mut self.running {
+            self.cache.truncate(&mut sequence.table, sequence.tokens.len().div_ceil(BLOCK));
+        }
         outcome
     }
 
@@ -84,26 +95,30 @@ impl<B: Backend> Scheduler<B> {
         }
     }
 
-    /// Every running sequence with its places for a burst of `steps` tokens, and the block that takes what a sequence computes
-    /// beyond its own end; none where memory is short.
-    fn lanes(&mut self, steps: usize) -> Option<(Vec<Lane>, Vec<u32>)> {
-        let (context, mut scratch) = (self.context(), Vec::new());
-        self.cache.extend(&mut scratch, 1).ok()?;
+    /// Blocks that a burst of `steps` tokens needs beyond those that there are.
+    fn blocks_of_burst(&self, steps: usize) -> usize {
+        let context = self.context();
+        let more = |sequence: &Sequence| sequence.places(steps, context).saturating_sub(sequence.table.len());
+        1 + self.running.iter().map(more).sum::<usize>()
+    }
+
+    /// Every running sequence with its places for a burst of `steps` tokens. `scratch` gets the block for what a sequence
+    /// computes beyond its own end. None where memory is short.
+    fn lanes(&mut self, steps: usize, scratch: &mut Vec<u32>) -> Option<Vec<Lane>> {
+        let context = self.context();
+        self.cache.extend(scratch, 1).ok()?;
         let furthest = self.running.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
         // A backend may ask for a place for the furthest position in every table.
         let all = (furthest + steps).div_ceil(BLOCK);
         let mut lanes = Vec::new();
         for sequence in &mut self.running {
-            let own = (sequence.tokens.len() + steps.min(sequence.room(context))).div_ceil(BLOCK);
-            if self.cache.extend(&mut sequence.table, own).is_err() {
-                self.cache.truncate(&mut scratch, 0);
-                return None;
-            }
+            let places = sequence.places(steps, context);
+            self.cache.extend(&mut sequence.table, places).ok()?;
             let mut table = sequence.table.clone();
             table.resize(all.max(table.len()), scratch[0]);
             lanes.push(sequence.lane(table).expect("its choice was asked for before"));
         }
-        Some((lanes, scratch))
+        Some(lanes)
     }
 
     fn run_burst(&mut self, lanes: &[Lane], steps: usize) -> Result<bool, Fault> {

@@ -1,7 +1,7 @@
 //! One sequence in the engine: its tokens, its blocks, and how the next token is chosen. Knows nothing of other sequences.
 
 use engine::{SamplerError, logprobs};
-use model::{Choice, Lane, Row};
+use model::{BLOCK, Choice, Lane, Row};
 
 use crate::job::{Event, Finish, Job, JobError, Logprobs};
 
@@ -97,6 +97,11 @@ impl Sequence {
     /// Tokens that it may still get, for each of which there is a place.
     pub(crate) fn room(&self, context: usize) -> usize {
         (self.job.max_tokens - self.generated()).min(context.saturating_sub(self.tokens.len()))
+    }
+
+    /// Blocks for its next `tokens`, or for as many as it may still get.
+    pub(crate) fn places(&self, tokens: usize, context: usize) -> usize {
+        (self.tokens.len() + tokens.min(self.room(context))).div_ceil(BLOCK)
     }
 
     /// The next `count` rows, of sequence `index` of a step.
