@@ -63,7 +63,7 @@ impl Args {
     }
 
     fn bisected(&self, random: Random) -> Result<Bisected, Failure> {
-        let at = |failure: Failure| failure.at(&format!("model {}", random.0));
+        let at = |failure: Failure| failure.at(format!("model {}", random.0));
         let shape = Shape { config: random.config(), tied: false };
         let model = Arc::new(synth::model(&shape, random.0, |spec| random.dtype(spec)));
         let (ids, (left, right)) = (random.prompt(), self.sides());
