@@ -127,18 +127,6 @@ fn inverse(n: usize) -> u64 {
     (1u64 << 32).div_ceil(n as u64) // `usize` is at most 64 bits wide.
 }
 
-/// Columns of the one group that `rows` rows are, for so many `tiles` of weights; nothing where others are quicker.
-fn row_columns(rows: usize, tiles: usize, processors: usize) -> Option<usize> {
-    match rows {
-        // Q, K and V of the 30B-A3B shape: where some processors would have two tiles and most have one, `product_8`, which
-        // gives two to each of fewer, takes 8 us, and a stream 11.
-        0..=8 if processors < tiles && tiles <= 2 * processors => None,
-        0..=8 => Some(8),
-        9..=16 => Some(16),
-        _ => None,
-    }
-}
-
 /// Whether all of these are of super-blocks, which the kernel takes.
 fn all_super(matrices: &[(Matrix, Ptr)]) -> bool {
     let is_super = |d| matches!(d, Dtype::Q2K | Dtype::Q3K | Dtype::Q4K | Dtype::Q5K | Dtype::Q6K);
@@ -153,15 +141,15 @@ impl Cuda {
         x: Streamed<'_>,
         epilogue: Epilogue,
     ) -> Result<bool, Error> {
+        let Some((columns, groups)) = self.stream_columns(x).filter(|_| all_super(list)) else {
+            return Ok(false);
+        };
         let (first, _) = list[0];
         let tiles = |w: &Matrix| w.rows.div_ceil(TILE);
         let blocks = first.k / SLICE;
         let (slices, tiles) = match epilogue {
             Epilogue::SwiGlu => (2 * blocks, tiles(&first)),
             _ => (blocks, list.iter().map(|(w, _)| tiles(w)).sum()),
-        };
-        let Some((columns, groups)) = self.stream_columns(x, tiles).filter(|_| all_super(list)) else {
-            return Ok(false);
         };
         let work = Work {
             columns,
@@ -206,11 +194,12 @@ impl Cuda {
         Ok(true)
     }
 
-    /// Columns of a group, and groups at most; nothing where others are quicker.
-    fn stream_columns(&self, x: Streamed<'_>, tiles: usize) -> Option<(usize, usize)> {
+    /// Columns of a group, and groups at most; nothing where the columns are too many.
+    fn stream_columns(&self, x: Streamed<'_>) -> Option<(usize, usize)> {
         let count = x.count();
         if let Streamed::Rows(..) = x {
-            return row_columns(count, tiles, self.device.gpu.processors).map(|columns| (columns, 1));
+            let columns = if count <= 8 { 8 } else { 16 };
+            return (count <= columns).then_some((columns, 1));
         }
         let moe = self.moe()?;
         let few =
@@ -236,15 +225,6 @@ mod tests {
         let plan = work.plan(132, limit);
         assert_eq!(plan.map(|p| (p.pass, p.slots, p.grid)), want, "{work:?}");
         assert!(plan.is_none_or(|p| p.shared <= limit));
-    }
-
-    #[test]
-    fn few_rows_stream_where_processors_have_alike() {
-        // The output projection of the 30B-A3B shape on an H200; Q, K and V; the head.
-        let columns = |rows| [64, 160, 4748].map(|tiles| row_columns(rows, tiles, 132));
-        assert_eq!(columns(8), [Some(8), None, Some(8)]);
-        assert_eq!(columns(9), [Some(16); 3]);
-        assert_eq!(columns(17), [None; 3]);
     }
 
     #[test]
