@@ -115,9 +115,9 @@ def measure(port, streams, prompt, count, rng):
 
 def rows(port, options):
     streams, rng = [int(n) for n in options.streams.split(",")], random.Random(1)
-    measure(port, max(streams), 16, 8, rng)  # recordings for each number of rows are made the first time
-    for n in streams:
-        measure(port, n, 16, 8, rng)
+    # A number of rows is launched stage by stage the first time, recorded the second and replayed from then on.
+    for n in 3 * streams:
+        measure(port, n, 16, 24, rng)
     return [measure(port, n, options.prompt, options.generate, rng) for n in streams]
 
 
