@@ -192,6 +192,7 @@ fn experts_are_chosen_as_on_the_cpu() {
         cuda.begin(&step(37, 64)).expect(NEEDS);
         cuda.write(Buffer::RouterLogits, &logits).expect(NEEDS);
         cuda.choose().expect(NEEDS);
+        cuda.held.ran(Stage::Route, false);
         let ids = cuda.read(Buffer::Experts).expect(NEEDS);
         let weights = cuda.read(Buffer::ExpertWeights).expect(NEEDS);
         for (t, row) in logits.chunks_exact(experts).enumerate() {
