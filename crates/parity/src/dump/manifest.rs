@@ -38,7 +38,7 @@ pub struct Origin {
     pub producer: String,
     /// A name for people.
     pub model: String,
-    /// [`fingerprint()`] of the model; another program may not know it.
+    /// [`crate::fingerprint()`] of the model; another program may not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
     /// Rules.
