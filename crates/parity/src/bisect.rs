@@ -131,6 +131,7 @@ pub fn bisect(
         }),
         judge: work.judge.reason(),
         command: None,
+        kernels: None,
         seconds: None,
         types: LayerTypes::of(model),
         runs,

@@ -31,6 +31,9 @@ pub struct Report {
     /// The command that was run, for whoever wants to run it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
+    /// The folder of kernels that ran in place of the built-in ones: a reproduction needs them, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<String>,
     /// What it took, once both sides were ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,

@@ -235,9 +235,11 @@ fn reproduce(report: &Report, dir: &Path) -> Vec<Command> {
         .iter()
         .map(|line| Command { about: "The whole bisection again".into(), line: line.clone() });
     let file = report.finding.iter().filter_map(|finding| finding.reproduction.as_ref());
+    let kernels = report.kernels.as_ref().map(|folder| format!(" --kernels {}", word(Path::new(folder))));
+    let kernels = kernels.unwrap_or_default();
     let replay = file.map(|file| Command {
         about: "That stage alone, from one small file, with no model at hand".into(),
-        line: format!("tally replay {} --device {}", word(&dir.join(file)), report.sides[1].name),
+        line: format!("tally replay {} --device {}{kernels}", word(&dir.join(file)), report.sides[1].name),
     });
     replay.chain(again).collect()
 }

@@ -5,7 +5,7 @@
 //! asked for by name is used or is an error.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::{env, io};
@@ -44,6 +44,11 @@ pub(crate) struct KernelArgs {
 }
 
 impl KernelArgs {
+    /// The folder of kernels that stand in for the built-in ones.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.kernels.as_deref()
+    }
+
     pub(crate) fn files(&self) -> KernelFiles {
         KernelFiles { sources: self.kernels.clone(), ..self.cache.files() }
     }

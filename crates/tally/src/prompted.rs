@@ -1,7 +1,7 @@
 //! A model and the tokens of a prompt, for commands that compare what is computed from them. Knows nothing of what is
 //! compared.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::Tokenizer;
@@ -50,6 +50,13 @@ pub(crate) struct Prompted {
     pub(crate) ids: Vec<u32>,
     file: File,
     compute: ComputeArgs,
+}
+
+impl Prompted {
+    /// The folder of kernels that stand in for the built-in ones.
+    pub(crate) fn kernels(&self) -> Option<&Path> {
+        self.compute.kernels.folder()
+    }
 }
 
 impl ComputeArgs {

@@ -145,6 +145,22 @@ fn without_a_fault_nothing_is_found() {
     let found: Value = serde_json::from_str(&found.stdout).expect("JSON");
     let verdict = found["findings"][0]["verdict"].as_str();
     assert!(verdict.is_some_and(|text| text.contains("rope_store")), "{found}");
+
+    // How to see it again names the kernels that it takes.
+    let (model, out) = (tiny(&directory, "model.gguf", false), directory.file("found"));
+    let with = ["--kernels", edited.as_str(), "--kernel-cache", CACHE];
+    let bisect = ["bisect", &model, "--right", "emulated", "--scenarios", "whole", "--out", &out];
+    assert_eq!(tally(bisect.into_iter().chain(with).chain(PROMPT)).code, Some(4));
+    let report = tally(["report", out.as_str()]).ok();
+    assert!(
+        report.contains(&format!("reproduction.safetensors --device emulated --kernels {edited}")),
+        "{report}"
+    );
+    let reproduction = format!("{out}/reproduction.safetensors");
+    let replay = |rest: &[&str]| {
+        tally(["replay", &reproduction, "--device", "emulated"].into_iter().chain(rest.iter().copied())).code
+    };
+    assert_eq!((replay(&with), replay(&with[2..])), (Some(4), Some(0)));
 }
 
 /// Where tests of the emulator keep what was compiled.

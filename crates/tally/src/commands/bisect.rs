@@ -156,6 +156,7 @@ impl Args {
         prompted.check_unchanged()?;
         report.seconds = Some(start.elapsed().as_secs_f64());
         report.command = Some(command());
+        report.kernels = prompted.kernels().map(|folder| folder.display().to_string());
         if let Some(dir) = &self.out {
             let failed = |path: &PathBuf| {
                 let path = path.display().to_string();
