@@ -53,8 +53,8 @@ impl Asked {
     }
 }
 
-/// The CPU, or what stands before it, as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU does: the contract of
-/// [`Chooser`] by the engine's own sampler.
+/// The CPU, or what stands before it, as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU
+/// does: the contract of [`Chooser`] by the engine's own sampler.
 pub(crate) struct Ahead<B> {
     cpu: B,
     /// Sequences at a time.

@@ -57,19 +57,26 @@ impl Probe<'_, '_> {
     fn norm_itself(&self, location: &mut Location) {
         let d = self.shape[1];
         let wrong: BTreeSet<usize> = self.wrong.iter().map(|i| i % d).collect();
-        let norm = suspects(self.model, self.site(), self.buffer, true);
-        location.tensors = norm
-            .iter()
-            .map(|norm| TensorPlace {
-                row: Some(0),
-                rows: Count { of: 1, total: 1 },
-                block: wrong.first().map(|k| k / BLOCK),
-                element: wrong.first().copied(),
-                elements: Some(Count { of: wrong.len(), total: d }),
-                contribution: Some([location.left, location.right]),
-                ..outline(norm)
-            })
-            .collect();
+        let block = wrong.first().map(|k| k / BLOCK);
+        let places = self.norm_places(&wrong, d, [location.left, location.right]);
+        location.tensors = places.map(|place| TensorPlace { block, ..place }).collect();
+    }
+
+    /// The norms that the buffer depends on, with their `wrong` elements of `total`.
+    fn norm_places(
+        &self,
+        wrong: &BTreeSet<usize>,
+        total: usize,
+        contribution: [Number; 2],
+    ) -> impl Iterator<Item = TensorPlace> {
+        suspects(self.model, self.site(), self.buffer, true).into_iter().map(move |norm| TensorPlace {
+            row: Some(0),
+            rows: Count { of: 1, total: 1 },
+            element: wrong.first().copied(),
+            elements: Some(Count { of: wrong.len(), total }),
+            contribution: Some(contribution),
+            ..outline(norm)
+        })
     }
 
     /// The heads' norm is told from the rotation by position 0, which is not rotated.
@@ -92,18 +99,8 @@ impl Probe<'_, '_> {
             return Ok(());
         };
         let elements: BTreeSet<usize> = wrong.iter().map(|i| i % hd).collect();
-        let norm = suspects(self.model, self.site(), self.buffer, true);
-        location.tensors = norm
-            .iter()
-            .map(|norm| TensorPlace {
-                row: Some(0),
-                rows: Count { of: 1, total: 1 },
-                element: elements.first().copied(),
-                elements: Some(Count { of: elements.len(), total: hd }),
-                contribution: Some([Number(left[first]), Number(right[first])]),
-                ..outline(norm)
-            })
-            .collect();
+        let contribution = [Number(left[first]), Number(right[first])];
+        location.tensors = self.norm_places(&elements, hd, contribution).collect();
         location.notes.push("wrong at position 0 as well, where nothing is rotated: the heads' norm".into());
         Ok(())
     }
