@@ -112,7 +112,7 @@ impl Work {
         let share = units.div_ceil(grid);
         let pass = (WARPS / slices).clamp(1, share);
         // `State` of the kernel, panels, terms; then the ring.
-        let state = (8 * MAX_SLOTS + 6 * MAX_PAIRS + 4 * (experts.max(1) + 2)).next_multiple_of(16);
+        let state = (8 * (MAX_SLOTS + 1) + 6 * MAX_PAIRS + 4 * (experts.max(1) + 2)).next_multiple_of(16);
         let panels = blocks * columns * (planes * 272 + 64 + 32);
         let fixed = state + panels + 2 * pass * slices * 32 * columns * size_of::<f32>();
         let fit = limit.saturating_sub(fixed) / slot_bytes;
