@@ -1,9 +1,9 @@
 //! Faults planted on purpose, one at a time: the ways in which such kernels went wrong elsewhere, each with what the
 //! debugger must say of it.
 //!
-//! A fault is planted in the right side alone: in the weights as it sees them, or around its stages
-//! ([`Hook`]). Which
-//! backend is broken does not matter here; the models that the faults are made for are described, not made.
+//! A fault is planted in the right side alone: in the weights as it sees them, or around its stages ([`Hook`]). Which
+//! backend is broken does not matter here; the models that the faults are made for are described, not made. A fault goes
+//! into any other model that has what it is about, and says what a model lacks that has not.
 
 mod list;
 mod random;
@@ -119,51 +119,99 @@ pub struct Planted {
     pub host: Host,
     /// What must be said of it.
     pub expected: Expected,
+    /// Tokens without which it does not show.
+    pub tokens: usize,
     /// Changes to the model of both sides that let the fault show.
-    base: Option<fn(&mut Model)>,
+    base: Option<fn(&mut Model) -> weights::Fit>,
     way: Way,
 }
 
 #[derive(Clone, Copy)]
 enum Way {
     /// The weights or the configuration as the faulty side sees them.
-    Model(fn(&mut Model)),
+    Model(fn(&mut Model) -> weights::Fit),
+    /// In place of a stage.
+    Around(Stage, stages::Run),
     /// Around the stages.
-    Stages(fn() -> Box<dyn Hook>),
+    Hook(fn(&Model) -> stages::Made),
 }
 
 /// Makes a backend of a model.
 pub type Build<'a> = dyn Fn(Arc<Model>) -> Result<Box<dyn Backend>, String> + 'a;
+
+/// What a fault makes of a model: what to build a backend of, and what to put around it.
+pub struct Fitted {
+    /// The model as the faulty side sees it.
+    pub model: Arc<Model>,
+    hook: Option<Box<dyn Hook>>,
+}
+
+impl Fitted {
+    /// A backend of [`Fitted::model`] with the fault in it.
+    pub fn around(self, backend: Box<dyn Backend>) -> Box<dyn Backend> {
+        match self.hook {
+            Some(hook) => Box::new(Hooked::with(backend, hook)),
+            None => backend,
+        }
+    }
+}
+
+/// A model in which a fault would change nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the fault {fault} does not fit this model: {lacks}")]
+pub struct Misfit {
+    /// The fault's name.
+    pub fault: &'static str,
+    /// What the model lacks.
+    pub lacks: String,
+}
 
 impl Planted {
     /// The model that both sides are meant to run, made from the host's.
     pub fn model(&self, host: &Model) -> Model {
         let mut model = host.clone();
         if let Some(base) = self.base {
-            base(&mut model);
+            base(&mut model).expect("made for the host");
         }
         model
     }
 
-    /// A backend for `model` with this fault in it.
-    pub fn plant(&self, model: &Model, build: &Build<'_>) -> Result<Box<dyn Backend>, String> {
-        match self.way {
+    /// Fits the fault to a model: its host's, or any other that has what the fault is about.
+    ///
+    /// # Errors
+    /// If the model has not: its backend would be as right as any.
+    pub fn fit(&self, model: &Arc<Model>) -> Result<Fitted, Misfit> {
+        let misfit = |lacks| Misfit { fault: self.name, lacks };
+        let hook = match self.way {
             Way::Model(breaks) => {
-                let mut broken = model.clone();
-                breaks(&mut broken);
-                build(Arc::new(broken))
+                let mut broken = Model::clone(model);
+                breaks(&mut broken).map_err(misfit)?;
+                return Ok(Fitted { model: Arc::new(broken), hook: None });
             }
-            Way::Stages(hook) => Ok(Box::new(Hooked::with(build(Arc::new(model.clone()))?, hook()))),
-        }
+            Way::Around(stage, run) => stages::around(model, stage, run),
+            Way::Hook(made) => made(model),
+        };
+        Ok(Fitted { model: model.clone(), hook: Some(hook.map_err(misfit)?) })
+    }
+
+    /// A backend for `model` with this fault in it.
+    pub fn plant(&self, model: &Arc<Model>, build: &Build<'_>) -> Result<Box<dyn Backend>, TrialError> {
+        let fitted = self.fit(model)?;
+        let backend = build(fitted.model.clone()).map_err(TrialError::Build)?;
+        Ok(fitted.around(backend))
     }
 
     /// Plants it, and lets the debugger find it.
     pub fn find(&self, host: &Model, build: &Build<'_>) -> Result<Trial, TrialError> {
-        let model = self.model(host);
-        let mut left = build(Arc::new(model.clone())).map_err(TrialError::Build)?;
-        let mut right = self.plant(&model, build).map_err(TrialError::Build)?;
+        self.find_with(host, &self.host.prompt(), build)
+    }
+
+    fn find_with(&self, host: &Model, prompt: &[u32], build: &Build<'_>) -> Result<Trial, TrialError> {
+        let model = Arc::new(self.model(host));
+        let mut left = build(model.clone()).map_err(TrialError::Build)?;
+        let mut right = self.plant(&model, build)?;
         let mut sides = [Side::live("right way", "a16", &mut left), Side::live("faulty", "a16", &mut right)];
-        let bisection = bisect(&model, &mut sides, &self.host.prompt(), &Options::default())?;
+        let bisection = bisect(&model, &mut sides, prompt, &Options::default())?;
         Ok(Trial::of([self.name, self.what, self.source], &self.expected, bisection))
     }
 }
@@ -174,6 +222,9 @@ pub enum TrialError {
     /// There is no backend.
     #[error("{0}")]
     Build(String),
+    /// The model is not one for it.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
     /// The debugger failed.
     #[error(transparent)]
     Bisect(#[from] BisectError),

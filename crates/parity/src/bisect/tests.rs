@@ -126,8 +126,8 @@ fn against_the_oracle() {
     });
     let build =
         |model: Arc<Model>| -> Result<Box<dyn Backend>, String> { Ok(Box::new(testing::cpu(&model))) };
-    let mut faulty = story.plant(&host, &build).expect("it builds");
     let host = Arc::new(host);
+    let mut faulty = story.plant(&host, &build).expect("it builds");
     let mut oracle = oracle(&host);
     let mut sides =
         [side("oracle", float("f64"), &mut oracle), side("faulty", tally(Activations::A16), &mut faulty)];

@@ -1,9 +1,9 @@
 //! The faults, as a table: what is wrong, where it was met, and what must be said of it. Issue numbers are llama.cpp's
 //! unless another project is named.
 
-use model::Stage;
+use model::{BLOCK, Stage};
 
-use super::stages::{self, ChunkBorder, EarlyLoad, MissingWait, OnlyUnobserved, StaleRow, around};
+use super::stages::{self, ChunkBorder, OnlyUnobserved};
 use super::weights::{self, LAYER};
 use super::{Expected, Host, Kind, Planted, Way};
 use crate::scenario::Scenario;
@@ -23,7 +23,7 @@ const fn planted(
     way: Way,
     expected: Expected,
 ) -> Planted {
-    Planted { name, what, source, host: Host::Mixed, expected, base: None, way }
+    Planted { name, what, source, host: Host::Mixed, expected, tokens: 1, base: None, way }
 }
 
 /// Every fault, the story that began it all first.
@@ -181,15 +181,18 @@ fn in_weights() -> Vec<Planted> {
 
 /// Configuration, and the range of numbers.
 fn in_sizes() -> Vec<Planted> {
-    use Way::{Model, Stages};
+    use Way::{Around, Model};
     vec![
-        planted(
-            "wrong-rope-base",
-            "rotation by a base of 10,000, not of 1,000,000",
-            "2-arithmetic.md",
-            Model(weights::wrong_rope_base),
-            local(Stage::RopeStore, 0, &[]),
-        ),
+        Planted {
+            tokens: 2,
+            ..planted(
+                "wrong-rope-base",
+                "rotation by a base of 10,000, not of 1,000,000",
+                "2-arithmetic.md",
+                Model(weights::wrong_rope_base),
+                local(Stage::RopeStore, 0, &[]),
+            )
+        },
         planted(
             "not-renormalised",
             "the chosen experts' weights not divided by their sum",
@@ -205,12 +208,12 @@ fn in_sizes() -> Vec<Planted> {
             local(Stage::Qkv, 0, &["attn_norm"]),
         ),
         Planted {
-            base: Some(weights::with_large_sums),
+            base: Some(weights::beyond_f16),
             ..planted(
                 "sums-in-f16",
                 "sums of 32 activations kept in f16, which ends at 65504",
                 "#21652, #22571",
-                Stages(|| around(Stage::ExpertsDown, stages::sums_in_f16)),
+                Around(Stage::ExpertsDown, stages::sums_in_f16),
                 Expected {
                     feature: Some("a sum of 32 inputs in hidden beyond f16's 65504"),
                     ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
@@ -218,12 +221,12 @@ fn in_sizes() -> Vec<Planted> {
             )
         },
         Planted {
-            base: Some(weights::with_large_activations),
+            base: Some(weights::beyond_f16),
             ..planted(
                 "activations-in-f16",
                 "activations kept in f16 before the down projection",
                 "#26044",
-                Stages(|| around(Stage::ExpertsDown, stages::activations_in_f16)),
+                Around(Stage::ExpertsDown, stages::activations_in_f16),
                 Expected {
                     feature: Some("an input in hidden beyond f16's 65504"),
                     ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
@@ -234,7 +237,7 @@ fn in_sizes() -> Vec<Planted> {
             "attention-in-f16",
             "attention summed in f16",
             "#17746",
-            Stages(|| around(Stage::Attend, stages::attention_in_f16)),
+            Around(Stage::Attend, stages::attention_in_f16),
             local(Stage::Attend, LAYER, &[]),
         ),
     ]
@@ -242,47 +245,76 @@ fn in_sizes() -> Vec<Planted> {
 
 /// Kernels, and what is between them.
 fn in_stages() -> Vec<Planted> {
-    let stage = |name, what, source, stage, run: fn() -> Box<dyn crate::hooked::Hook>| {
-        planted(name, what, source, Way::Stages(run), local(stage, LAYER, &[]))
+    let stage = |name, what, source, stage, run: stages::Run| {
+        planted(name, what, source, Way::Around(stage, run), local(stage, LAYER, &[]))
     };
     use Stage::{Attend, AttnOut, ExpertsDown, RopeStore, Route};
     vec![
-        stage("masked-tile", "a fully masked tile: infinity from infinity", "#6438", Attend, || {
-            around(Attend, stages::masked_tile)
-        }),
-        stage(
-            "wrapped-offset",
-            "an offset of 32 bits that wraps from position 64 on",
-            "#14840, #23610",
-            Attend,
-            || around(Attend, stages::wrapped_offset),
-        ),
+        Planted {
+            tokens: BLOCK + 1,
+            ..stage(
+                "masked-tile",
+                "a fully masked tile: infinity from infinity",
+                "#6438",
+                Attend,
+                stages::masked_tile,
+            )
+        },
+        Planted {
+            tokens: BLOCK + 1,
+            ..stage(
+                "wrapped-offset",
+                "an offset of 32 bits that wraps from position 64 on",
+                "#14840, #23610",
+                Attend,
+                stages::wrapped_offset,
+            )
+        },
         stage(
             "unscaled-attention",
             "scores not divided by the root of the head's size",
             "2-arithmetic.md",
             Attend,
-            || around(Attend, stages::unscaled_attention),
+            stages::unscaled_attention,
         ),
-        stage("mask-off-by-one", "each row sees one key too few", "2-arithmetic.md", Attend, || {
-            around(Attend, stages::mask_off_by_one)
-        }),
-        stage("wrong-kv-head", "query head h reads key/value head h % KH", "2-arithmetic.md", Attend, || {
-            around(Attend, stages::wrong_kv_head)
-        }),
+        Planted {
+            tokens: 2,
+            ..stage(
+                "mask-off-by-one",
+                "each row sees one key too few",
+                "2-arithmetic.md",
+                Attend,
+                stages::mask_off_by_one,
+            )
+        },
+        planted(
+            "wrong-kv-head",
+            "query head h reads key/value head h % KH",
+            "2-arithmetic.md",
+            Way::Hook(stages::wrong_kv_head),
+            local(Attend, LAYER, &[]),
+        ),
         stage(
             "nan-in-padding",
             "NaN times zero in the padding of a step's last tile",
             "#8572, #13320",
             AttnOut,
-            || around(AttnOut, stages::nan_in_padding),
+            stages::nan_in_padding,
         ),
-        stage("residual-twice", "the residual stream added twice", "2-arithmetic.md", AttnOut, || {
-            around(AttnOut, stages::residual_twice)
-        }),
-        stage("residual-never", "the residual stream not added", "2-arithmetic.md", AttnOut, || {
-            around(AttnOut, stages::residual_never)
-        }),
+        stage(
+            "residual-twice",
+            "the residual stream added twice",
+            "2-arithmetic.md",
+            AttnOut,
+            stages::residual_twice,
+        ),
+        stage(
+            "residual-never",
+            "the residual stream not added",
+            "2-arithmetic.md",
+            AttnOut,
+            stages::residual_never,
+        ),
         Planted {
             expected: local(Route, LAYER, &["ffn_gate_inp"]),
             ..stage(
@@ -290,12 +322,16 @@ fn in_stages() -> Vec<Planted> {
                 "NaN scores, one expert chosen again and again",
                 "#19659, vLLM #39391",
                 Route,
-                || around(Route, stages::nan_in_router),
+                stages::nan_in_router,
             )
         },
-        stage("zero-by-zero", "the experts' weights divided by a sum of zero", "vLLM #47367", Route, || {
-            around(Route, stages::zero_by_zero)
-        }),
+        stage(
+            "zero-by-zero",
+            "the experts' weights divided by a sum of zero",
+            "vLLM #47367",
+            Route,
+            stages::zero_by_zero,
+        ),
         Planted {
             expected: local(RopeStore, LAYER, &["attn_q_norm"]),
             ..stage(
@@ -303,51 +339,56 @@ fn in_stages() -> Vec<Planted> {
                 "queries rotated without their norm",
                 "aprender-serve; realizar",
                 RopeStore,
-                || around(RopeStore, stages::no_head_norm),
+                stages::no_head_norm,
             )
         },
-        stage(
-            "interleaved-rope",
-            "neighbouring pairs rotated, not halves",
-            "2-arithmetic.md",
-            RopeStore,
-            || around(RopeStore, stages::interleaved_rope),
-        ),
+        Planted {
+            tokens: 2,
+            ..stage(
+                "interleaved-rope",
+                "neighbouring pairs rotated, not halves",
+                "2-arithmetic.md",
+                RopeStore,
+                stages::interleaved_rope,
+            )
+        },
         stage(
             "combined-in-another-order",
             "experts summed in another order than their ranks'",
             "float atomics",
             ExpertsDown,
-            || around(ExpertsDown, stages::combined_in_another_order),
+            stages::combined_in_another_order,
         ),
-        stage(
+        planted(
             "early-load",
             "a load hoisted above the wait for the stage that writes it",
             "#24030",
-            Stage::ExpertsUp,
-            || Box::new(EarlyLoad::default()),
+            Way::Hook(stages::early_load),
+            local(Stage::ExpertsUp, LAYER, &[]),
         ),
     ]
 }
 
 /// What is left behind, shared or cut.
 fn in_state() -> Vec<Planted> {
-    let state = |name, what, source, run, stage, layer, scenario| {
-        planted(name, what, source, Way::Stages(run), expect(stage, layer, Kind::State(scenario), &[]))
+    // What is cut or in company, and what goes on in silence, takes two tokens to show.
+    let state = |name, what, source, way, stage, layer, scenario| Planted {
+        tokens: 2,
+        ..planted(name, what, source, way, expect(stage, layer, Kind::State(scenario), &[]))
     };
     vec![
         planted(
             "shared-buffer",
             "another stream writes into `x` while the router runs",
             "#21897",
-            Way::Stages(|| around(Stage::Route, stages::shared_buffer)),
+            Way::Around(Stage::Route, stages::shared_buffer),
             expect(Stage::ExpertsDown, LAYER, Kind::Inherited(Stage::Route), &[]),
         ),
         state(
             "stale-row",
             "the first key and value of a chunk not stored",
             "2-arithmetic.md",
-            || Box::new(StaleRow::default()),
+            Way::Hook(stages::stale_row),
             Stage::RopeStore,
             LAYER,
             Scenario::Chunked,
@@ -356,7 +397,7 @@ fn in_state() -> Vec<Planted> {
             "position-at-chunk-border",
             "positions one too far after a chunk's border",
             "2-arithmetic.md",
-            || Box::new(ChunkBorder),
+            Way::Hook(|_| Ok(Box::new(ChunkBorder))),
             Stage::RopeStore,
             0,
             Scenario::Chunked,
@@ -365,20 +406,23 @@ fn in_state() -> Vec<Planted> {
             "tables-mixed-up",
             "attention over another sequence's blocks",
             "buffers shared between requests",
-            || around(Stage::Attend, stages::tables_mixed_up),
+            Way::Around(Stage::Attend, stages::tables_mixed_up),
             Stage::Attend,
             LAYER,
             Scenario::Batch,
         ),
-        state(
-            "missing-wait",
-            "a missing wait, that shows when the same launch is made again",
-            "#23690",
-            || Box::new(MissingWait::default()),
-            Stage::Attend,
-            LAYER,
-            Scenario::Repeat,
-        ),
+        Planted {
+            tokens: 1,
+            ..state(
+                "missing-wait",
+                "a missing wait, that shows when the same launch is made again",
+                "#23690",
+                Way::Hook(stages::missing_wait),
+                Stage::Attend,
+                LAYER,
+                Scenario::Repeat,
+            )
+        },
         Planted {
             expected: Expected {
                 layer: None,
@@ -388,7 +432,7 @@ fn in_state() -> Vec<Planted> {
                 "only-unobserved",
                 "right whenever a buffer is read between the stages",
                 "Polygraphy: marking outputs hides the fault",
-                || Box::new(OnlyUnobserved),
+                Way::Hook(|_| Ok(Box::new(OnlyUnobserved))),
                 Stage::Head,
                 0,
                 Scenario::Unobserved,

@@ -4,32 +4,37 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Backend, Buffer, Fault, Ffn, Model, Row, Site, Stage, Step};
 
-use super::weights::LAYER;
+use super::weights::{NO_EXPERTS, usual_layer};
 use super::{restore, save};
 use crate::hooked::Hook;
 
-/// Runs a stage of [`LAYER`] in its own way; every other stage as it should be.
-pub(super) struct Around {
-    pub(super) stage: Stage,
-    pub(super) run: fn(&mut dyn Backend, &Step, Site) -> Result<(), Fault>,
+/// Runs a stage in place of the backend.
+pub(super) type Run = fn(&mut dyn Backend, &Step, Site) -> Result<(), Fault>;
+
+/// A hook for a model, or what the model lacks.
+pub(super) type Made = Result<Box<dyn Hook>, String>;
+
+/// Where a fault of a stage is: in the layer that most faults are planted in.
+fn site(model: &Model, stage: Stage) -> Result<Site, String> {
+    let site = Site { stage, layer: Some(usual_layer(model)) };
+    if site.exists(&model.config) { Ok(site) } else { Err(NO_EXPERTS.into()) }
+}
+
+/// Runs one stage in its own way; every other stage as it should be.
+struct Around {
+    site: Site,
+    run: Run,
 }
 
 impl Hook for Around {
     fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
-        // Replayed alone, the layer is the first of one.
-        let last = inner.model().config.layers - 1;
-        if site.stage == self.stage && site.layer == Some(LAYER.min(last)) {
-            return (self.run)(inner, step, site);
-        }
-        inner.run(site)
+        if site == self.site { (self.run)(inner, step, site) } else { inner.run(site) }
     }
 }
 
-pub(super) fn around(
-    stage: Stage,
-    run: fn(&mut dyn Backend, &Step, Site) -> Result<(), Fault>,
-) -> Box<dyn Hook> {
-    Box::new(Around { stage, run })
+/// Runs `stage` of one layer by `run`.
+pub(super) fn around(model: &Model, stage: Stage, run: Run) -> Made {
+    Ok(Box::new(Around { site: site(model, stage)?, run }))
 }
 
 /// Changes a buffer after the stage.
@@ -201,7 +206,15 @@ pub(super) fn mask_off_by_one(inner: &mut dyn Backend, step: &Step, site: Site) 
 }
 
 /// Query head `h` reads key/value head `h % KH`, not `h / (H / KH)`.
-pub(super) fn wrong_kv_head(inner: &mut dyn Backend, _: &Step, site: Site) -> Result<(), Fault> {
+pub(super) fn wrong_kv_head(model: &Model) -> Made {
+    let (heads, kv_heads) = (model.config.heads, model.config.kv_heads);
+    if kv_heads == 1 || kv_heads == heads {
+        return Err(format!("of {kv_heads} key/value heads for {heads} heads, both rules choose the same"));
+    }
+    around(model, Stage::Attend, by_wrong_kv_head)
+}
+
+fn by_wrong_kv_head(inner: &mut dyn Backend, _: &Step, site: Site) -> Result<(), Fault> {
     let config = inner.model().config;
     let (hd, heads, group) = (config.head_dim, config.heads, config.heads / config.kv_heads);
     // The head that stands in for slot `s`: the next of those whose wrong key/value head is the slot's right one.
@@ -288,19 +301,26 @@ pub(super) fn interleaved_rope(inner: &mut dyn Backend, step: &Step, site: Site)
 }
 
 /// Reads its input before the stage that writes it is done: gets what was there before.
-#[derive(Default)]
-pub(super) struct EarlyLoad {
+struct EarlyLoad {
+    site: Site,
     before: Vec<f32>,
+}
+
+pub(super) fn early_load(model: &Model) -> Made {
+    if model.config.layers == 1 {
+        return Err("it has no layer before its only one".into());
+    }
+    Ok(Box::new(EarlyLoad { site: site(model, Stage::ExpertsUp)?, before: Vec::new() }))
 }
 
 impl Hook for EarlyLoad {
     fn run(&mut self, inner: &mut dyn Backend, _: &Step, site: Site) -> Result<(), Fault> {
-        if site.stage != Stage::ExpertsUp {
+        if site.stage != self.site.stage {
             return inner.run(site);
         }
         let now = inner.read(Buffer::Normed)?;
         let before = std::mem::replace(&mut self.before, now.clone());
-        if site.layer != Some(LAYER) || before.len() != now.len() {
+        if site != self.site || before.len() != now.len() {
             return inner.run(site);
         }
         seeing(inner, site, Buffer::Normed, |normed| normed.copy_from_slice(&before))
@@ -308,15 +328,19 @@ impl Hook for EarlyLoad {
 }
 
 /// Keys and values of a step's first row that are not stored: the row before it stays in their place.
-#[derive(Default)]
-pub(super) struct StaleRow {
+struct StaleRow {
+    site: Site,
     /// By buffer, the last row of the last step.
     before: BTreeMap<Buffer, Vec<f32>>,
 }
 
+pub(super) fn stale_row(model: &Model) -> Made {
+    Ok(Box::new(StaleRow { site: site(model, Stage::RopeStore)?, before: BTreeMap::new() }))
+}
+
 impl Hook for StaleRow {
     fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
-        if site != (Site { stage: Stage::RopeStore, layer: Some(LAYER) }) {
+        if site != self.site {
             return inner.run(site);
         }
         let saved = save(inner, &[Buffer::K, Buffer::V])?;
@@ -350,10 +374,14 @@ impl Hook for ChunkBorder {
 }
 
 /// A wait that is missing: right until the same launch is made again, and meets what it left.
-#[derive(Default)]
-pub(super) struct MissingWait {
+struct MissingWait {
+    site: Site,
     seen: BTreeSet<Vec<(u32, u32, u32)>>,
     again: bool,
+}
+
+pub(super) fn missing_wait(model: &Model) -> Made {
+    Ok(Box::new(MissingWait { site: site(model, Stage::Attend)?, seen: BTreeSet::new(), again: false }))
 }
 
 impl Hook for MissingWait {
@@ -364,7 +392,7 @@ impl Hook for MissingWait {
     }
 
     fn run(&mut self, inner: &mut dyn Backend, _: &Step, site: Site) -> Result<(), Fault> {
-        if self.again && site == (Site { stage: Stage::Attend, layer: Some(LAYER) }) {
+        if self.again && site == self.site {
             return after(inner, site, Buffer::Attn, |attn| attn[..32].fill(0.0));
         }
         inner.run(site)

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cpu::{Cpu, Isa, Options as CpuOptions};
 use model::Site;
@@ -74,24 +74,22 @@ fn behind_a_masked_fault_the_next_is_found() {
     let faults = all();
     let named = |name: &str| *faults.iter().find(|fault| fault.name == name).expect("in the list");
     let (first, second) = (named("tail-beyond-the-tensor"), named("scale-is-nan"));
-    let model = host(Host::Mixed);
-    let broken = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> { first.plant(&model, &build) };
+    let model = Arc::new(host(Host::Mixed));
+    let broken = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> {
+        first.plant(&model, &build).map_err(|error| error.to_string())
+    };
     let mut masked = BTreeSet::new();
     for fault in [first, second] {
-        let (mut left, mut right) = (
-            build(Arc::new(model.clone())).expect("it builds"),
-            second.plant(&model, &broken).expect("it builds"),
-        );
+        let (mut left, mut right) =
+            (build(model.clone()).expect("it builds"), second.plant(&model, &broken).expect("it builds"));
         let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
         let options = Options { masked: masked.clone(), ..Options::default() };
         let found = bisect(&model, &mut sides, &fault.host.prompt(), &options).expect("it runs");
         assert!(fault.expected.missed(&found.report).is_empty(), "{}: {}", fault.name, found.report.verdict);
         masked.insert(Site { stage: fault.expected.stage, layer: fault.expected.layer });
     }
-    let (mut left, mut right) = (
-        build(Arc::new(model.clone())).expect("it builds"),
-        second.plant(&model, &broken).expect("it builds"),
-    );
+    let (mut left, mut right) =
+        (build(model.clone()).expect("it builds"), second.plant(&model, &broken).expect("it builds"));
     let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
     let options = Options { masked, ..Options::default() };
     let found = bisect(&model, &mut sides, &first.host.prompt(), &options).expect("it runs");
@@ -137,7 +135,7 @@ fn reproductions_reproduce() {
     let hosts = [Host::Mixed, Host::Ragged].map(|kind| (kind, host(kind)));
     let dir = std::env::temp_dir().join(format!("tally-parity-reproduction-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a temporary directory");
-    let mut cut = 0;
+    let (mut cut, mut otherwise) = (0, Vec::new());
     for fault in all() {
         let host = &hosts.iter().find(|(kind, _)| *kind == fault.host).expect("both are there").1;
         let trial = fault.find(host, &build).expect("it runs");
@@ -148,20 +146,27 @@ fn reproductions_reproduce() {
         assert_eq!(right.wrong, 0, "{}: the right side is right on what was cut out", fault.name);
         assert!(!right.as_then, "{}", fault.name);
         cut += 1;
-        // Faults that do not depend on which layer, row or expert it is show in the cut model as well.
-        if matches!(fault.name, "minima-without-high-bits" | "residual-twice" | "unscaled-attention") {
-            let broken = |model: Arc<Model>| -> Result<Box<dyn Backend>, String> {
-                match fault.way {
-                    Way::Model(_) => build(Arc::new(layer_zero(&model))),
-                    Way::Stages(_) => fault.plant(&model, &build),
-                }
-            };
-            let wrong = crate::replay(&path, broken).expect("it runs");
-            assert!(wrong.wrong > 0 && wrong.as_then, "{}: {wrong:?}", fault.name);
-        }
+        // Where the cut model has what the fault is about, it errs there as it did in the whole one.
+        let broken = |model: Arc<Model>| fault.plant(&model, &build).map_err(|error| error.to_string());
+        otherwise.extend(match crate::replay(&path, broken) {
+            Ok(replay) if replay.wrong > 0 && replay.as_then => None,
+            Ok(replay) if replay.wrong > 0 => Some((fault.name, "errs in another way")),
+            Ok(_) => Some((fault.name, "does not err")),
+            Err(_) => Some((fault.name, "does not fit")),
+        });
     }
     std::fs::remove_dir_all(&dir).expect("just made");
     assert!(cut >= 25, "{cut} faults were cut out");
+    // What depends on experts, tokens, rows, heads or layers that were cut away.
+    let on_what_is_gone = [
+        ("one-kernel-for-all-types", "errs in another way"),
+        ("expert-off-by-one", "errs in another way"),
+        ("tokens-off-by-one", "errs in another way"),
+        ("stride-of-whole-blocks", "errs in another way"),
+        ("wrong-kv-head", "does not fit"),
+        ("early-load", "does not fit"),
+    ];
+    assert_eq!(otherwise, on_what_is_gone);
 }
 
 /// Errs from position 64 on: in a prompt of several steps, in a later one.
@@ -212,13 +217,77 @@ fn reproductions_beyond_the_first_step() {
     std::fs::remove_file(&path).expect("just written");
 }
 
-/// The minima's fault in layer 0, where a cut model has its only one.
-fn layer_zero(model: &Model) -> Model {
-    let mut wide = model.clone();
-    let layer = wide.weights.layers[0].clone();
-    wide.weights.layers = vec![layer; weights::LAYER + 1];
-    weights::minima_without_high_bits(&mut wide);
-    let layer = wide.weights.layers.pop().expect("just made");
-    wide.weights.layers = vec![layer];
-    wide
+/// Of weights as no random model has them: in such a model these faults are planted, and do not show.
+const OF_EXTREMES: [&str; 2] = ["sums-in-f16", "activations-in-f16"];
+
+/// A fault fits a model or says what the model lacks; where it fits, it shows.
+#[test]
+fn a_fault_that_fits_shows() {
+    let mut found = BTreeMap::new();
+    for n in 0..Random::KINDS as u64 {
+        let random = Random(n);
+        let shape = Shape { config: random.config(), tied: false };
+        let model = Arc::new(synth::model(&shape, n, |spec| random.dtype(spec)));
+        for fault in all() {
+            let mut right = match fault.plant(&model, &build) {
+                Ok(backend) => backend,
+                Err(TrialError::Misfit(misfit)) => {
+                    assert!(misfit.to_string().contains(": "), "{misfit}");
+                    found.entry(misfit.fault).or_insert_with(Vec::new).push(n);
+                    continue;
+                }
+                Err(error) => panic!("{n} {}: {error}", fault.name),
+            };
+            let mut left = build(model.clone()).expect("it builds");
+            let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
+            let report = bisect(&model, &mut sides, &Host::Mixed.prompt(), &Options::default());
+            let report = report.unwrap_or_else(|error| panic!("{n} {}: {error}", fault.name)).report;
+            let shows = !OF_EXTREMES.contains(&fault.name);
+            assert_eq!(report.finding.is_some(), shows, "{n} {}: {}", fault.name, report.verdict);
+        }
+    }
+    // By fault, the models that it does not fit: the second has no experts.
+    let misfits: [(&str, &[u64]); 20] = [
+        ("activations-in-f16", &[1]),
+        ("aligned-loads", &[0, 1]),
+        ("combined-in-another-order", &[1]),
+        ("early-load", &[1]),
+        ("expert-off-by-one", &[1]),
+        ("lane-dropped", &[1, 2, 3]),
+        ("minima-without-high-bits", &[0, 1, 3]),
+        ("nan-in-router", &[1]),
+        ("not-renormalised", &[1, 2]),
+        ("one-kernel-for-all-types", &[3]),
+        ("quants-off-by-one", &[0, 1, 2, 3]),
+        ("scales-without-high-bits", &[0, 1, 2, 3]),
+        ("scales-without-sign", &[0, 1, 2, 3]),
+        ("shared-buffer", &[1]),
+        ("stride-of-whole-blocks", &[0, 1, 2]),
+        ("subnormal-scales-flushed", &[0, 1, 2, 3]),
+        ("sums-in-f16", &[1]),
+        ("values-read-as-q4-k", &[0, 1, 2, 3]),
+        ("wrong-kv-head", &[1, 3]),
+        ("zero-by-zero", &[1]),
+    ];
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), misfits.map(|(name, models)| (name, models.to_vec())));
+}
+
+/// [`Planted::tokens`] are as few as it takes.
+#[test]
+fn a_fault_shows_in_as_many_tokens_as_it_says() {
+    let hosts = [Host::Mixed, Host::Ragged].map(|kind| (kind, host(kind)));
+    for fault in all() {
+        let host = &hosts.iter().find(|(kind, _)| *kind == fault.host).expect("both are there").1;
+        let shows = |tokens: usize| {
+            let prompt = &fault.host.prompt()[..tokens];
+            fault.find_with(host, prompt, &build).expect("it runs").bisection.report.finding.is_some()
+        };
+        assert!(shows(fault.tokens), "{} in {} tokens", fault.name, fault.tokens);
+        assert!(
+            fault.tokens == 1 || !shows(fault.tokens - 1),
+            "{}: {} are not needed",
+            fault.name,
+            fault.tokens
+        );
+    }
 }

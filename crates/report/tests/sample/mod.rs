@@ -35,7 +35,7 @@ pub(crate) fn report_of(layers: usize, fault: Fault, scenarios: &[Scenario]) -> 
     let story = faults::all()[0];
     let right = match fault {
         Fault::None => build(Arc::new(model.clone())),
-        Fault::Story => story.plant(&model, &build),
+        Fault::Story => story.plant(&Arc::new(model.clone()), &build).map_err(|error| error.to_string()),
         Fault::Off(layer) => build(Arc::new(off(&model, layer))),
     };
     let mut right = right.expect("it builds");
