@@ -1,14 +1,22 @@
-// A token of each row of logits: engine::Sampler::sample without penalties and bias, the same token for the same bits.
+// A token of each row of logits: engine::Sampler::sample, the same token for the same bits.
 //
 // Weights are integers, so every sum is exact in any order, and atomic adds are safe; maxima are. Kernels, in order:
+//   adjust      grid R            penalties and biases, in place                        24 an entry, if any row has such
 //   measure     grid (SLICES, R)  largest logit, smallest, what is not finite           4 V bytes a row
 //   histogram   grid (SLICES, R)  tokens and weights by bins of the scaled logit        4 V, top-k or top-p only
 //   collect     grid (SLICES, R)  lists the tokens of the bins that hold a border       4 V, likewise
 //   threshold   grid R            the borders of top-k and top-p, exactly               the list, likewise
 //   sum         grid (SLICES, R)  weight kept in each slice                             4 V, unless greedy
-//   draw        grid R            the token; advances the sequence                      4 SLICE
-// Greedy needs the first and the last alone. Each leaves rows that do not need it at once, so any rows may share a launch.
+//   draw        grid R            the token; advances the sequence; logits are put back 4 SLICE
+// Greedy needs measure and draw alone. Each leaves rows that do not need it at once, so any rows may share a launch.
+#include "sample_adjust.cuh"
 #include "sample_scan.cuh"
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_adjust(Sampling s) {
+    launch_dependents();
+    wait_dependencies();
+    adjust(s, blockIdx.x);
+}
 
 // Calls f(id, logit) for a thread's tokens of slice blockIdx.x, ids ascending.
 template <typename F> __device__ __forceinline__ void each_of_slice(const f32* logits, F&& f) {
@@ -33,6 +41,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_measure(Sampl
     launch_dependents();
     wait_dependencies();
     Found& found = s.found[row];
+    const u32 ids = s.choice[row].ids;
     u32 most = 0, id_of_most = NO_TOKEN, least = 0xffffffffu;
     each_of_slice(s.logits + (u64)row * VOCAB, [&](u32 id, f32 logit) {
         const u32 size = magnitude(logit);
@@ -40,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_measure(Sampl
             atomicAdd(size == 0x7f800000u ? &found.infinite : &found.nan, 1u);
             atomicMin(&found.first, id);
         }
+        if (id >= ids) return;
         const u32 key = key_of(logit);
         // Ids ascend: the first of equals stays.
         if (key > most) most = key, id_of_most = id;
@@ -77,9 +87,9 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_histogram(Sam
     const Found found = s.found[row];
     if (!ranks(choice, found)) return;
     const Binning binning(found, choice.inverse);
-    each_of_slice(s.logits + (u64)row * VOCAB, [&](u32, f32 logit) {
+    each_of_slice(s.logits + (u64)row * VOCAB, [&](u32 id, f32 logit) {
         const f32 z = binning.z(logit);
-        if (!(z > NO_WEIGHT)) return;
+        if (id >= choice.ids || !(z > NO_WEIGHT)) return;
         const u32 b = binning.bin(z);
         if (choice.top_k > 0) atomicAdd(&count[b], 1u);
         if (choice.top_p < 1.0f) {
@@ -128,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_collect(Sampl
     each_of_slice(s.logits + (u64)row * VOCAB, [&](u32 id, f32 logit) {
         const f32 z = binning.z(logit);
         const u32 b = binning.bin(z);
-        if (z > NO_WEIGHT && (b == k || (first <= b && b <= last))) {
+        if (id < choice.ids && z > NO_WEIGHT && (b == k || (first <= b && b <= last))) {
             // Written so that every index is known when this is unrolled.
 #pragma unroll
             for (u32 i = 0; i < SLICE / SLICE_THREADS; i++)
@@ -151,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_collect(Sampl
 // The tokens among which borders are sought: the list, or all logits where it is too short.
 struct Source {
     const Sampling& s;
-    u32 row, listed;
+    u32 row, listed, ids;
 
     template <typename F> __device__ __forceinline__ void each(F&& f) const {
         if (listed <= LISTED) {
@@ -165,12 +175,12 @@ struct Source {
 #pragma unroll
                 for (u32 i = 0; i < AHEAD; i++) {
                     const u32 id = first + i * ROW_THREADS;
-                    if (id < VOCAB) v[i] = logits[id];
+                    if (id < ids) v[i] = logits[id];
                 }
 #pragma unroll
                 for (u32 i = 0; i < AHEAD; i++) {
                     const u32 id = first + i * ROW_THREADS;
-                    if (id < VOCAB) f(rank_of(v[i], id));
+                    if (id < ids) f(rank_of(v[i], id));
                 }
             }
         }
@@ -259,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_threshold(Sampl
         s.weight[(u64)row * BINS + b] = 0;
     }
     const Binning binning(found, choice.inverse);
-    const Source source = {s, row, found.listed};
+    const Source source = {s, row, found.listed, choice.ids};
     const bool limited = histogram.limits(choice);
     u64 threshold = 0, total = histogram.weights;
     if (limited) {
@@ -283,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_threshold(Sampl
 
 // The weight of a token, 0 unless it is kept.
 __device__ __forceinline__ u64 kept_weight(const Choice& choice, const Found& found, u64 least, f32 logit, u32 id) {
-    if (rank_of(logit, id) < found.threshold) return 0;
+    if (id >= choice.ids || rank_of(logit, id) < found.threshold) return 0;
     const u64 w = weight_of(scaled(logit, rank_logit(found.best), choice.inverse));
     return w >= least ? w : 0;
 }
@@ -326,6 +336,8 @@ __device__ u32 draw_token(const Sampling& s, u32 row, const Choice& choice, cons
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_draw(Sampling s, Feed feed) {
     __shared__ Scratch scratch;
+    __shared__ u32 known;
+    if (threadIdx.x == 0) known = 0;
     const u32 row = blockIdx.x;
     launch_dependents();
     wait_dependencies();
@@ -333,8 +345,9 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) sample_draw(Sampling s
     const Found found = s.found[row];
     u32 token = is_finite(found) ? rank_id(found.best) : NO_TOKEN;
     if (draws(choice, found)) token = draw_token(s, row, choice, found, scratch);
-    // Every thread has read the row's choice and what was found, which thread 0 now changes.
+    // Every thread has read the row's choice, what was found and the logits, which now change.
     __syncthreads();
+    if (s.adjustment) remember(s, row, token, known);
     if (threadIdx.x > 0) return;
 
     Drawn* drawn = &s.ring[(u64)(choice.number % RING) * s.rows + row];

@@ -12,7 +12,7 @@ struct Choice {
     f32 top_p;     // 1: all
     f32 min_p;     // 0: all
     u32 number;    // of the draw, counted by the host
-    u32 unused;
+    u32 ids;       // those below may be chosen, at most VOCAB: a head may have more rows than tokens
 };
 
 // What is found out about a row of logits on the way. `draw` puts everything back to how the first kernel wants it.
@@ -51,17 +51,38 @@ constexpr u32 LISTED = 8192;
 // Draws that the host may be behind.
 constexpr u32 RING = 8;
 
+// What changes a row's logits before a choice (sample_adjust.cuh).
+struct Adjustment {
+    f32 repeat, presence, frequency;
+    u32 window;   // tokens that penalties look at; 0 where nothing leaves their sight
+    u32 first;    // its first entry, and its place in `recent`
+    u32 entries;  // those that there are
+    u32 seen;     // tokens that went into the history since the beginning
+    u32 counts;   // whether choices go into it: there are penalties
+};
+
+// A token that is biased or was in a row's history.
+struct Entry {
+    u32 id;
+    u32 count;  // how often penalties see it
+    f32 bias;
+    f32 raw;    // its logit as the model gave it, from `adjust` to `remember`
+};
+
 // Device memory of `rows` rows.
 struct Sampling {
-    const f32* logits;  // [R][V]
-    Choice* choice;     // [R]
-    Found* found;       // [R]
-    u32* count;         // [R][BINS], zeros between draws
-    u64* weight;        // [R][BINS], zeros between draws
-    u64* list;          // [R][LISTED]: ranks
-    u64* sums;          // [R][SLICES]: weights kept in a slice
-    Drawn* ring;        // [RING][rows], host memory
-    u32 rows;           // of the ring
+    f32* logits;             // [R][V]
+    Choice* choice;          // [R]
+    Found* found;            // [R]
+    u32* count;              // [R][BINS], zeros between draws
+    u64* weight;             // [R][BINS], zeros between draws
+    u64* list;               // [R][LISTED]: ranks
+    u64* sums;               // [R][SLICES]: weights kept in a slice
+    Drawn* ring;             // [RING][rows], host memory
+    Adjustment* adjustment;  // [R]; null where no row has one
+    Entry* entries;          // of all rows
+    u32* recent;             // of all rows: the window, a ring, where it is shorter than the history
+    u32 rows;                // of the ring
 };
 
 // The step that the chosen tokens go to; null pointers where they go nowhere.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use model::{Backend, Chooser, Chosen, Fault, Lane, Row, Step};
 
-use crate::launch::sample::{Extent, Feed, Sampling};
+use crate::launch::sample::{Feed, Needs, Sampling};
 use crate::replay::{MAX_ROWS, Recording, forward_sites};
 use crate::{Cuda, STEP, fault};
 
@@ -15,7 +15,7 @@ use crate::{Cuda, STEP, fault};
 pub(crate) struct Generation {
     pub(crate) sampling: Sampling,
     /// By number of sequences and what their sampling launches.
-    graphs: BTreeMap<(usize, Extent), Recording>,
+    graphs: BTreeMap<(usize, Needs), Recording>,
     /// The first position for which no KV block, rotation or place is left.
     end: u32,
     /// The position of the token to be chosen next, of the sequence that is furthest.
@@ -51,7 +51,25 @@ impl Cuda {
     }
 }
 
+impl Cuda {
+    /// Checks that histories of `lanes` fit for so many choices, and that there is a logit for every bias.
+    fn check_adjustments(&self, lanes: &[Lane], choices: usize) -> Result<(), Fault> {
+        let within = |what, got: usize, limit: usize| {
+            if got <= limit { Ok(()) } else { Err(Fault::Capacity { what, got, limit }) }
+        };
+        let adjustments = || lanes.iter().filter_map(|lane| lane.adjustment.as_ref());
+        let biased = adjustments().flat_map(|adjustment| &adjustment.bias).map(|&(id, _)| id as usize + 1);
+        within("a biased token's number", biased.max().unwrap_or(0), self.model.config.vocab)?;
+        let places = adjustments().map(|adjustment| adjustment.places(choices)).sum();
+        within("a history", places, self.generation.sampling.places())
+    }
+}
+
 impl Chooser for Cuda {
+    fn places(&self) -> usize {
+        self.generation.sampling.places()
+    }
+
     fn start(&mut self, lanes: &[Lane]) -> Result<(), Fault> {
         self.settle()?;
         let limit = self.step.outputs().min(self.max_rows).min(self.step.max_sequences());
@@ -74,16 +92,21 @@ impl Chooser for Cuda {
         // A context is below 2^32: `Config` bounds it.
         self.generation.end = shortest.min(self.context) as u32;
         self.generation.furthest = lanes.iter().map(|lane| lane.position).max().unwrap_or(0);
-        let choices: Vec<_> = lanes.iter().map(|lane| (lane.choice, lane.position)).collect();
-        self.generation.sampling.start(&choices).map_err(fault(STEP))?;
+        let choices = self.generation.end.saturating_sub(self.generation.furthest) as usize + 1; // 32 bits fit
+        self.check_adjustments(lanes, choices)?;
+        self.generation.sampling.start(lanes, choices).map_err(fault(STEP))?;
         self.step.set(&step).map_err(fault(STEP))
     }
 
     fn advance(&mut self) -> Result<(), Fault> {
         self.settle()?;
+        if !self.generation.sampling.may_choose() {
+            let (got, limit) = (self.generation.furthest as usize, self.generation.end as usize);
+            return Err(Fault::Capacity { what: "a position to choose for", got, limit });
+        }
         // A token for a place that does not exist is chosen, and not fed.
         let with_step = self.generation.furthest < self.generation.end;
-        let key = (self.step.rows(), self.generation.sampling.extent());
+        let key = (self.step.rows(), self.generation.sampling.needs());
         let recorded = self.graphs && with_step && key.0 <= MAX_ROWS;
         let failed = fault(STEP);
         match self.generation.graphs.get(&key) {

@@ -136,7 +136,8 @@ impl Cuda {
         let config = &model.config;
         let rope = config.rope.table(config.head_dim, options.context);
         let sequences = options.max_rows.min(step::MAX_SEQUENCES);
-        let sampling = Sampling::new(&device, |name| kernels.get(name), config.vocab, sequences)?;
+        let get = |name: &str| kernels.get(name);
+        let sampling = Sampling::new(&device, get, config.vocab, sequences, options.context)?;
         Ok(Cuda {
             generation: Generation::new(sampling),
             graphs: options.graphs,

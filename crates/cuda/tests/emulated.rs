@@ -162,6 +162,15 @@ fn tokens_chosen_by_the_backend_are_the_samplers() {
     }
 }
 
+#[test]
+fn tokens_after_penalties_are_the_samplers() {
+    let Some(setup) = setup() else { return };
+    for graphs in [true, false] {
+        let model = fused(&shape(false, true, 4, 64), 15, 1);
+        checks::penalised(&model, &Setup { graphs, kv_blocks: 64, ..setup.clone() }, 8);
+    }
+}
+
 /// After a whole step (launched, recorded, replayed) a buffer has the CPU's bits, or cannot be read.
 #[test]
 fn what_is_no_longer_there_cannot_be_read() {

@@ -126,6 +126,14 @@ fn tokens_chosen_on_the_gpu_are_the_samplers() {
     }
 }
 
+#[test]
+#[ignore = "needs a GPU: just gpu-test"]
+fn tokens_after_penalties_are_the_samplers() {
+    for graphs in [true, false] {
+        checks::penalised(&q4_k_m(&like_30b(), 10), &Setup { graphs, ..setup() }, 60);
+    }
+}
+
 /// What compute-sanitizer runs.
 #[test]
 #[ignore = "needs a GPU: just gpu-test"]

@@ -4,10 +4,10 @@
 
 use std::ops::ControlFlow;
 
-use model::{BLOCK, Backend, Choice, Chosen, Fault, Lane, Row, Step, forward};
+use model::{BLOCK, Backend, Chosen, Fault, Lane, Row, Step, forward};
 
 use crate::kv::{BlockPool, OutOfBlocks};
-use crate::sampler::{Sampler, SamplerError};
+use crate::sampler::{Sampler, SamplerError, SamplerParams};
 
 /// A backend and its KV blocks.
 pub struct Engine<B> {
@@ -195,10 +195,8 @@ impl<B: Backend> Engine<B> {
         if session.tokens.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
-        if let Some(choice) = sampler.params().choice()
-            && self.backend.chooser().is_some()
-        {
-            return self.generate_on_device(session, choice, eos, max_tokens, each);
+        if self.chooses(session, sampler.params(), max_tokens)? {
+            return self.generate_on_device(session, sampler.params(), eos, max_tokens, each);
         }
         for generated in 0..max_tokens {
             let position = session.tokens.len();
@@ -221,12 +219,26 @@ impl<B: Backend> Engine<B> {
         Ok(Finish::Length)
     }
 
+    /// Whether the backend chooses the tokens itself.
+    fn chooses(
+        &mut self,
+        session: &Session,
+        params: &SamplerParams,
+        tokens: usize,
+    ) -> Result<bool, SamplerError> {
+        let (length, len) = (session.tokens.len(), self.backend.model().config.vocab);
+        let choices = tokens.min((self.context() + 1).saturating_sub(length)) + BLOCK;
+        let Some(chooser) = self.backend.chooser() else { return Ok(false) };
+        params.check_bias(len)?;
+        Ok(!params.adjusts() || params.adjusted(length) + choices <= chooser.places())
+    }
+
     /// [`Engine::generate`] with a backend that chooses tokens itself: the host hears of each a step late, and a step
     /// that computes past the end leaves nothing that is ever read.
     fn generate_on_device(
         &mut self,
         session: &mut Session,
-        choice: Choice,
+        params: &SamplerParams,
         eos: &[u32],
         max_tokens: usize,
         mut each: impl FnMut(u32) -> ControlFlow<()>,
@@ -237,7 +249,12 @@ impl<B: Backend> Engine<B> {
         let reached = start + steps.saturating_sub(1);
         self.pool.extend(&mut session.table, reached.div_ceil(BLOCK))?;
         // Positions are below the context, which is below 2^32.
-        let lane = Lane { position: start as u32, table: session.table.clone(), choice };
+        let lane = Lane {
+            position: start as u32,
+            table: session.table.clone(),
+            choice: params.choice(),
+            adjustment: params.adjustment(&session.tokens),
+        };
         let chooser = self.backend.chooser().expect("the caller has just asked");
         chooser.start(&[lane])?;
         let mut finish = if steps < max_tokens { Finish::ContextFull } else { Finish::Length };

@@ -3,7 +3,7 @@
 //! The arithmetic is part of Tally's promise of equal bits: the same logits, history, parameters, seed and position
 //! give the same token on any device. In order:
 //!
-//! 1. `params.rs` adjusts raw logits: penalties, then bias, in f32 as written there.
+//! 1. Rows beyond the tokens fall away. `params.rs` adjusts raw logits: penalties, then bias, in f32 as written there.
 //! 2. Greedy: the largest logit, of equals the lowest id. Else every logit becomes an integer weight,
 //!    `w = round_ties_even(exp((l - l_max) * (1 / T)) * 2^32)`, where `1 / T` is rounded to f32 once, the difference
 //!    and the product to f32, `exp` is the project's own, and what follows it is exact. Weights being integers, no
@@ -93,8 +93,17 @@ impl Sampler {
         position: u64,
         allowed: Option<&[u32]>,
     ) -> Result<u32, SamplerError> {
-        let mut best = self.survey.look(logits)?;
-        let mut logits = logits;
+        // Of what cannot be chosen the numbers count nevertheless: it was computed beside the others.
+        let (tokens, rest) = logits.split_at(logits.len().min(self.params.ids as usize));
+        if rest.iter().any(|logit| !logit.is_finite()) {
+            return Err(SamplerError::non_finite(logits));
+        }
+        let mut best = self.survey.look(tokens).map_err(|error| match error {
+            // Counted among all.
+            SamplerError::NonFinite { .. } => SamplerError::non_finite(logits),
+            error => error,
+        })?;
+        let mut logits = tokens;
         if self.params.adjusts() || allowed.is_some() {
             self.logits.clear();
             self.logits.extend_from_slice(logits);

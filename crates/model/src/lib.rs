@@ -13,7 +13,7 @@ mod stage;
 mod weights;
 
 pub use backend::{BLOCK, Backend, Fault, Row, Step, StepError};
-pub use choose::{Choice, Chooser, Chosen, Lane};
+pub use choose::{Adjustment, Choice, Chooser, Chosen, Lane};
 pub use config::{Arch, Config, ConfigError, Ffn, Moe};
 pub use forward::forward;
 pub use stage::{Buffer, Site, Stage};

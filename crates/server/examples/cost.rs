@@ -111,6 +111,10 @@ impl Backend for Clock {
 }
 
 impl Chooser for Clock {
+    fn places(&self) -> usize {
+        STREAMS * CONTEXT
+    }
+
     fn start(&mut self, lanes: &[Lane]) -> Result<(), Fault> {
         self.lanes = lanes.len();
         self.chosen.clear();

@@ -97,7 +97,7 @@ impl FromStr for Seed {
 impl Sampling {
     /// The parameters for `loaded`: from the command line, else from the file, else the defaults above.
     ///
-    /// Rows of the head beyond the vocabulary, padding, are biased so far down that none is ever drawn.
+    /// Rows of the head beyond the vocabulary, padding, are never drawn.
     pub(crate) fn params(&self, loaded: &Loaded) -> Result<SamplerParams, Failure> {
         let file = FileDefaults::read(loaded.metadata()).map_err(|failure| failure.at(&loaded.name))?;
         let defaults = SamplerParams::default();
@@ -113,19 +113,19 @@ impl Sampling {
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             penalty_window: window.unwrap_or(defaults.penalty_window),
-            logit_bias: self.biases(loaded.tokenizer.vocab_len(), loaded.vocab_rows())?,
+            logit_bias: self.biases(loaded.tokenizer.vocab_len())?,
+            // A vocabulary's ids are u32.
+            ids: loaded.tokenizer.vocab_len() as u32,
             seed: self.seed.map_or(SEED, |Seed(seed)| seed),
         })
     }
 
-    fn biases(&self, tokens: usize, rows: usize) -> Result<BTreeMap<u32, f32>, Failure> {
+    fn biases(&self, tokens: usize) -> Result<BTreeMap<u32, f32>, Failure> {
         if let Some((id, _)) = self.logit_bias.iter().find(|&&(id, _)| id as usize >= tokens) {
             let message = format!("--logit-bias: token id {id} is outside the vocabulary of {tokens} tokens");
             return Err(Failure::new(message).hint("`tally tokenize` shows the ids of a text"));
         }
-        // A vocabulary's ids are u32.
-        let padding = (tokens..rows).map(|row| (row as u32, f32::MIN));
-        Ok(self.logit_bias.iter().copied().chain(padding).collect())
+        Ok(self.logit_bias.iter().copied().collect())
     }
 }
 

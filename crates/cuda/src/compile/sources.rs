@@ -40,6 +40,7 @@ const BUILT_IN: &[(&str, &str)] = &sources![
     "ring.cuh",
     "row.cuh",
     "sample.cuh",
+    "sample_adjust.cuh",
     "sample_scan.cuh",
     "stream.cuh",
     "types.cuh",

@@ -1,6 +1,7 @@
 //! The stages, one file each: which kernels a stage launches, on what, in what shape. The arithmetic is in
 //! `kernels/<stage>.cu`.
 
+pub(crate) mod adjust;
 pub(crate) mod attend;
 pub(crate) mod attn_out;
 pub(crate) mod bandwidth;

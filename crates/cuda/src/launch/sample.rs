@@ -1,5 +1,4 @@
-//! Tokens chosen on the GPU (`kernels/sample.cu`): what `engine::Sampler` chooses, without penalties and bias, which look
-//! at text that only the host has.
+//! Tokens chosen on the GPU (`kernels/sample.cu`): what `engine::Sampler` chooses.
 //!
 //! Everything that a draw depends on lies in device memory and goes on by itself, so the launches may be recorded with
 //! the step that they feed and replayed. What was drawn comes back through a ring in pinned memory: the host reads it a
@@ -8,17 +7,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Choice, Chosen};
+use model::{Chosen, Lane};
 
 use crate::Error;
 use crate::driver::{Argument, Arguments, Device, Function, Memory, Plain, Ptr, Shape, size};
 use crate::kernels::UnitOf;
+use crate::launch::adjust::{Adjusted, Adjustments};
 use crate::pinned::Pinned;
 
 pub(crate) const UNIT: UnitOf = ("sample.cu", &NAMES);
 
-const NAMES: [&str; 6] =
-    ["sample_measure", "sample_histogram", "sample_collect", "sample_threshold", "sample_sum", "sample_draw"];
+const NAMES: [&str; 7] = [
+    "sample_adjust",
+    "sample_measure",
+    "sample_histogram",
+    "sample_collect",
+    "sample_threshold",
+    "sample_sum",
+    "sample_draw",
+];
 
 /// As in `sample.cuh`.
 pub(super) const SLICE_THREADS: u32 = 512;
@@ -42,7 +49,7 @@ struct ChoiceArg {
     top_p: f32,
     min_p: f32,
     number: u32,
-    unused: u32,
+    ids: u32,
 }
 // SAFETY: numbers without padding.
 unsafe impl Plain for ChoiceArg {}
@@ -103,6 +110,9 @@ struct SamplingArg {
     list: Ptr,
     sums: Ptr,
     ring: Ptr,
+    adjustment: Ptr,
+    entries: Ptr,
+    recent: Ptr,
     rows: u32,
 }
 // SAFETY: `repr(C)`, the fields of the twin.
@@ -127,7 +137,11 @@ impl Feed {
     pub(crate) const NOWHERE: Feed = Feed { token: Ptr::NULL, position: Ptr::NULL, wanted: Ptr::NULL };
 }
 
-/// How much of the sampler a batch needs: what is launched, so a recording is good for one of these.
+/// What of the sampler a batch needs, and whether any row is adjusted: what is launched, so a recording is good for one of
+/// these.
+pub(crate) type Needs = (Extent, bool);
+
+/// How much is done to choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Extent {
     /// Every row is greedy.
@@ -139,7 +153,7 @@ pub(crate) enum Extent {
 }
 
 impl Extent {
-    fn of(choice: &Choice) -> Extent {
+    fn of(Lane { choice, .. }: &Lane) -> Extent {
         match choice.inverse_temperature {
             None => Extent::Greedy,
             Some(_) if choice.top_k > 0 || choice.top_p < 1.0 => Extent::Ranked,
@@ -160,22 +174,29 @@ pub(crate) struct Sampling {
     list: Memory<u64>,
     sums: Memory<u64>,
     ring: Pinned<DrawnArg>,
+    adjustments: Adjustments,
     rows: usize,
     extent: Extent,
+    /// Choices that are yet to come at most, where they are kept.
+    choices: usize,
     /// Draws launched, and draws collected, since the beginning; wrapping.
     asked: u32,
     collected: u32,
 }
 
 impl Sampling {
-    /// For up to `rows` sequences over a vocabulary of `vocab`; `get` finds a kernel of [`UNIT`].
+    /// For up to `rows` sequences of up to `context` positions over a vocabulary of `vocab`; `get` finds a kernel of [`UNIT`].
     pub(crate) fn new(
         device: &Arc<Device>,
         get: impl Fn(&str) -> Function,
         vocab: usize,
         rows: usize,
+        context: usize,
     ) -> Result<Sampling, Error> {
+        let adjustments = Adjustments::new(device, rows, Adjustments::places_for(rows, context))?;
         Ok(Sampling {
+            adjustments,
+            choices: 0,
             kernels: NAMES.map(get),
             vocab,
             capacity: rows,
@@ -194,19 +215,26 @@ impl Sampling {
     }
 
     /// Bytes of device memory that `new` takes.
-    pub(crate) fn bytes(vocab: usize, rows: usize) -> usize {
+    pub(crate) fn bytes(vocab: usize, rows: usize, context: usize) -> usize {
         let row = size_of::<ChoiceArg>() + size_of::<FoundArg>() + 12 * BINS + 8 * LISTED;
-        rows * (row + 8 * vocab.div_ceil(SLICE))
+        let adjustments = Adjustments::bytes(rows, Adjustments::places_for(rows, context));
+        rows * (row + 8 * vocab.div_ceil(SLICE)) + adjustments
     }
 
-    /// Takes up sequences: row `i` of the logits is chosen from as `choices[i]` says, for the position beside it. Draws
-    /// not yet collected are forgotten.
+    /// Places that there are for histories.
+    pub(crate) fn places(&self) -> usize {
+        self.adjustments.places()
+    }
+
+    /// Takes up sequences: row `i` of the logits is chosen from as `lanes[i]` says, up to `choices` times. Draws not yet
+    /// collected are forgotten.
     ///
     /// # Panics
-    /// If there are more than `new` was told.
-    pub(crate) fn start(&mut self, choices: &[(Choice, u32)]) -> Result<(), Error> {
-        assert!(choices.len() <= self.capacity, "{} sequences for {}", choices.len(), self.capacity);
-        let arg = |(choice, position): &(Choice, u32)| ChoiceArg {
+    /// If there are more than `new` was told, if their histories take more than [`Sampling::places`], or a bias is on an id
+    /// beyond the vocabulary.
+    pub(crate) fn start(&mut self, lanes: &[Lane], choices: usize) -> Result<(), Error> {
+        assert!(lanes.len() <= self.capacity, "{} sequences for {}", lanes.len(), self.capacity);
+        let arg = |Lane { choice, position, .. }: &Lane| ChoiceArg {
             seed: choice.seed,
             position: u64::from(*position),
             inverse: choice.inverse_temperature.unwrap_or(0.0),
@@ -214,22 +242,29 @@ impl Sampling {
             top_p: choice.top_p,
             min_p: choice.min_p,
             number: self.asked,
-            unused: 0,
+            ids: choice.ids.min(size(self.vocab)),
         };
-        self.choice.write(0, &choices.iter().map(arg).collect::<Vec<_>>())?;
+        self.choice.write(0, &lanes.iter().map(arg).collect::<Vec<_>>())?;
+        let adjustments: Vec<_> = lanes.iter().map(|lane| lane.adjustment.as_ref()).collect();
+        self.adjustments.start(&adjustments, choices, self.vocab)?;
         // The kernels leave these as they want to find them; a run that failed half way does not.
-        self.found.write(0, &vec![FoundArg::NOTHING; choices.len()])?;
+        self.found.write(0, &vec![FoundArg::NOTHING; lanes.len()])?;
         self.count.clear()?;
         self.weight.clear()?;
-        self.rows = choices.len();
-        self.extent = choices.iter().map(|(c, _)| Extent::of(c)).max().unwrap_or(Extent::Greedy);
+        (self.rows, self.choices) = (lanes.len(), choices);
+        self.extent = lanes.iter().map(Extent::of).max().unwrap_or(Extent::Greedy);
         self.collected = self.asked;
         Ok(())
     }
 
     /// What `launch` launches.
-    pub(crate) fn extent(&self) -> Extent {
-        self.extent
+    pub(crate) fn needs(&self) -> Needs {
+        (self.extent, self.adjustments.some())
+    }
+
+    /// Whether one more token may be chosen: there is a place for it where histories are kept.
+    pub(crate) fn may_choose(&self) -> bool {
+        self.choices > 0 || !self.adjustments.some()
     }
 
     /// Chooses a token of every sequence from `logits` (`[R, V]`), writes it and its position to the step that it goes
@@ -237,8 +272,11 @@ impl Sampling {
     pub(crate) fn launch(&self, device: &Device, logits: Ptr, feed: Feed) -> Result<(), Error> {
         let slices = Shape::new(1, SLICE_THREADS).grid(self.vocab.div_ceil(SLICE), self.rows, 1);
         let rows = Shape::new(self.rows, ROW_THREADS);
-        let [measure, histogram, collect, threshold, sum, draw] = self.kernels;
+        let [adjust, measure, histogram, collect, threshold, sum, draw] = self.kernels;
         let ranked = [(histogram, slices), (collect, slices), (threshold, rows)];
+        if self.adjustments.some() {
+            adjust.launch(device, rows, Arguments::default().push(self.arg(logits)))?;
+        }
         let list: &[(Function, Shape)] = match self.extent {
             Extent::Greedy => &[(measure, slices)],
             Extent::Drawn => &[(measure, slices), (sum, slices)],
@@ -256,6 +294,7 @@ impl Sampling {
     /// If more than [`RING`] have not been collected.
     pub(crate) fn note(&mut self) {
         self.asked = self.asked.wrapping_add(1);
+        self.choices = self.choices.saturating_sub(1);
         assert!(
             self.asked.wrapping_sub(self.collected) <= RING,
             "draws are overwritten before they are collected"
@@ -308,6 +347,7 @@ impl Sampling {
     }
 
     fn arg(&self, logits: Ptr) -> SamplingArg {
+        let Adjusted { adjustment, entries, recent } = self.adjustments.arg();
         SamplingArg {
             logits,
             choice: self.choice.ptr(),
@@ -317,6 +357,9 @@ impl Sampling {
             list: self.list.ptr(),
             sums: self.sums.ptr(),
             ring: self.ring.ptr(),
+            adjustment,
+            entries,
+            recent,
             rows: size(self.capacity),
         }
     }

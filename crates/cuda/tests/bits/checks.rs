@@ -133,18 +133,38 @@ pub(crate) fn sampling(model: &Arc<Model>, setup: &Setup, count: u64) {
         SamplerParams { top_k: 40, top_p: 0.95, min_p: 0.01, temperature: 1.3, seed: 5, ..warm.clone() },
     ];
     for params in batch.chunks(1).chain([&batch[..], &batch[..2]]) {
-        chosen(model, setup, params, count);
+        chosen(model, setup, params, count, &[]);
     }
 }
 
-fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_each: u64) {
+/// [`sampling`] of sequences with penalties and biases and without, together; half of their tokens in one burst, half in the
+/// next. Each has a prompt, which counts.
+pub(crate) fn penalised(model: &Arc<Model>, setup: &Setup, count: u64) {
+    let base = SamplerParams { penalty_window: usize::MAX, ..SamplerParams::greedy() };
+    let warm = SamplerParams { temperature: 0.7, top_k: 20, top_p: 0.8, seed: 6, ..base.clone() };
+    let batch = [
+        // Qwen3-Coder's.
+        SamplerParams { repeat_penalty: 1.05, ..warm.clone() },
+        SamplerParams { repeat_penalty: 2.0, ..base.clone() },
+        warm.clone(),
+        SamplerParams { frequency_penalty: 0.5, presence_penalty: 0.2, penalty_window: 4, ..base.clone() },
+        SamplerParams { presence_penalty: 3.0, logit_bias: [(7, 9.0), (9, -9.0)].into(), ..warm.clone() },
+        SamplerParams { repeat_penalty: 1.4, penalty_window: 45, ids: 150, ..warm.clone() },
+    ];
+    for params in batch.chunks(1).chain([&batch[..], &batch[..3]]) {
+        chosen(model, setup, params, count, &[count / 2]);
+    }
+}
+
+/// A burst ends, and the next begins, where `tokens_each` reaches one of `anew`.
+fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_each: u64, anew: &[u64]) {
     let (mut cpu, mut cuda) = (setup.cpu(model), setup.cuda(model));
     let vocab = model.config.vocab;
+    let prompt = |s: usize| tokens(s as u64, 3 + 40 * s, vocab);
     let mut step = Step::default();
     for s in 0..params.len() as u32 {
-        let n = 3 + 40 * s;
         step.tables.push((8 * s..8 * s + 8).collect());
-        for (position, token) in (0..).zip(tokens(u64::from(s), n as usize, vocab)) {
+        for (position, token) in (0..).zip(prompt(s as usize)) {
             step.rows.push(Row { token, position, sequence: s });
         }
         step.logits.push(step.rows.len() as u32 - 1);
@@ -154,7 +174,8 @@ fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_ea
         .map(|(s, (p, table))| Lane {
             position: 3 + 40 * s as u32,
             table: table.clone(),
-            choice: p.choice().unwrap(),
+            choice: p.choice(),
+            adjustment: p.adjustment(&prompt(s)),
         })
         .collect();
     for (s, lane) in lanes.iter().enumerate() {
@@ -168,17 +189,32 @@ fn chosen(model: &Arc<Model>, setup: &Setup, params: &[SamplerParams], tokens_ea
     step.logits = (0..params.len() as u32).collect();
     plain("before the first token", &mut cpu, &mut cuda, &step);
     let mut samplers: Vec<Sampler> = params.iter().map(|p| Sampler::new(p.clone()).unwrap()).collect();
-    let chooser = cuda.chooser().unwrap();
-    chooser.start(&lanes).unwrap();
-    chooser.advance().unwrap();
+    let mut histories: Vec<Vec<u32>> = (0..params.len()).map(prompt).collect();
     for i in 0..tokens_each {
+        if i == 0 || anew.contains(&i) {
+            // The step that computed these logits is run once more, by whoever puts the next burst together.
+            if i > 0 {
+                forward(&mut *cuda, &step).unwrap();
+            }
+            let lane = |(s, lane): (usize, &Lane)| Lane {
+                position: lane.position + i as u32,
+                adjustment: params[s].adjustment(&histories[s]),
+                ..lane.clone()
+            };
+            let lanes: Vec<Lane> = lanes.iter().enumerate().map(lane).collect();
+            let chooser = cuda.chooser().unwrap();
+            chooser.start(&lanes).unwrap();
+            chooser.advance().unwrap();
+        }
+        let chooser = cuda.chooser().unwrap();
         chooser.advance().unwrap();
         let got = chooser.collect().unwrap();
         let logits = cpu.logits().unwrap().to_vec();
         for (s, sampler) in samplers.iter_mut().enumerate() {
             let position = u64::from(lanes[s].position) + i;
-            let want = sampler.sample(&logits[s * vocab..][..vocab], &[], position).unwrap();
+            let want = sampler.sample(&logits[s * vocab..][..vocab], &histories[s], position).unwrap();
             assert_eq!(got[s], Chosen::Token(want), "graphs {}, token {i} of {:?}", setup.graphs, params[s]);
+            histories[s].push(want);
             step.rows[s].token = want;
             step.rows[s].position = position as u32;
         }
@@ -192,8 +228,15 @@ pub(crate) fn a_little_of_everything(model: &Arc<Model>, setup: &Setup) {
     for (start, n) in [(0, 70), (70, 1), (71, 1), (72, 1), (73, 5)] {
         forward(&mut *cuda, &Step::prefill(&tokens(2, n, model.config.vocab), start, table(200))).unwrap();
     }
-    let warm = SamplerParams { top_k: 20, top_p: 0.9, min_p: 0.01, ..SamplerParams::default() };
-    let lane = Lane { position: 78, table: table(200), choice: warm.choice().unwrap() };
+    let warm = SamplerParams {
+        top_k: 20,
+        top_p: 0.9,
+        min_p: 0.01,
+        repeat_penalty: 1.1,
+        ..SamplerParams::default()
+    };
+    let adjustment = warm.adjustment(&tokens(2, 78, model.config.vocab));
+    let lane = Lane { position: 78, table: table(200), choice: warm.choice(), adjustment };
     let chooser = cuda.chooser().unwrap();
     chooser.start(&[lane]).unwrap();
     for _ in 0..3 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::Choice;
+use model::{Adjustment, Choice};
 
 use super::SamplerError;
 
@@ -30,6 +30,8 @@ pub struct SamplerParams {
     pub penalty_window: usize,
     /// Added to the logits of these ids, after penalties.
     pub logit_bias: BTreeMap<u32, f32>,
+    /// Ids from this on are never chosen, whatever their logits: a head may have more rows than there are tokens. At least 1.
+    pub ids: u32,
     /// Selects one of 2^64 sequences of random numbers.
     pub seed: u64,
 }
@@ -47,6 +49,7 @@ impl Default for SamplerParams {
             frequency_penalty: 0.0,
             penalty_window: 64,
             logit_bias: BTreeMap::new(),
+            ids: u32::MAX,
             seed: 0,
         }
     }
@@ -64,16 +67,48 @@ impl SamplerParams {
         self.temperature < f32::MIN_POSITIVE
     }
 
-    /// The same choice for a device that sees no text, if that is enough: penalties and bias are the host's.
-    pub fn choice(&self) -> Option<Choice> {
-        (!self.adjusts()).then(|| Choice {
+    /// The same for a backend that chooses tokens itself.
+    pub fn choice(&self) -> Choice {
+        Choice {
             inverse_temperature: (!self.is_greedy()).then(|| 1.0 / self.temperature),
             // No vocabulary reaches 2^32: the largest k keeps all.
             top_k: u32::try_from(self.top_k).unwrap_or(u32::MAX),
             top_p: self.top_p,
             min_p: self.min_p,
             seed: self.seed,
+            ids: self.ids,
+        }
+    }
+
+    /// What such a backend changes of the logits before that, from the end of `history` on; none where nothing changes.
+    pub fn adjustment(&self, history: &[u32]) -> Option<Adjustment> {
+        let window = if self.penalises() { self.penalty_window } else { 0 };
+        self.adjusts().then(|| Adjustment {
+            repeat: self.repeat_penalty,
+            presence: self.presence_penalty,
+            frequency: self.frequency_penalty,
+            window,
+            recent: recent(history, window).to_vec(),
+            bias: self.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect(),
         })
+    }
+
+    /// Checks that there are so many logits that every bias has one.
+    ///
+    /// # Errors
+    /// [`SamplerError::BiasedId`].
+    pub(crate) fn check_bias(&self, len: usize) -> Result<(), SamplerError> {
+        let len = len.min(self.ids as usize); // 32 bits fit
+        match self.logit_bias.last_key_value() {
+            Some((&id, _)) if id as usize >= len => Err(SamplerError::BiasedId { id, len }),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many tokens of a history of `length` [`SamplerParams::adjustment`] takes up, and how many biases.
+    pub fn adjusted(&self, length: usize) -> usize {
+        let seen = if self.penalises() { self.penalty_window.min(length) } else { 0 };
+        seen + self.logit_bias.len()
     }
 
     /// Checks every range; a comparison with NaN is false.
@@ -93,6 +128,9 @@ impl SamplerParams {
             ("presence_penalty", presence_penalty, presence_penalty.is_finite(), "finite"),
             ("frequency_penalty", frequency_penalty, frequency_penalty.is_finite(), "finite"),
         ];
+        if self.ids == 0 {
+            return Err(SamplerError::NoLogits);
+        }
         let biases = self.logit_bias.values().map(|&bias| ("logit_bias", bias, bias.is_finite(), "finite"));
         match in_range.into_iter().chain(biases).find(|&(_, _, is_in_range, _)| !is_in_range) {
             Some((name, value, _, range)) => Err(SamplerError::Parameter { name, value, range }),
@@ -100,11 +138,16 @@ impl SamplerParams {
         }
     }
 
-    /// Whether [`Self::adjust`] can change a logit.
-    pub(super) fn adjusts(&self) -> bool {
-        let penalises =
+    /// Whether a penalty can change a logit.
+    fn penalises(&self) -> bool {
+        let some =
             self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
-        (penalises && self.penalty_window > 0) || !self.logit_bias.is_empty()
+        some && self.penalty_window > 0
+    }
+
+    /// Whether [`Self::adjust`] can change a logit.
+    pub fn adjusts(&self) -> bool {
+        self.penalises() || !self.logit_bias.is_empty()
     }
 
     /// Penalties and bias, on finite logits, each operation rounded to f32:
@@ -112,7 +155,7 @@ impl SamplerParams {
     /// What overflows stays the largest finite number of its sign.
     pub(super) fn adjust(&self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplerError> {
         let finite = |logit: f32| logit.clamp(f32::MIN, f32::MAX);
-        let mut window = history[history.len().saturating_sub(self.penalty_window)..].to_vec();
+        let mut window = recent(history, self.penalty_window).to_vec();
         window.sort_unstable();
         for same in window.chunk_by(|a, b| a == b) {
             // An id beyond the logits cannot be chosen, so needs no penalty.
@@ -123,11 +166,15 @@ impl SamplerParams {
             *logit = finite(finite(repeated) - finite(count * self.frequency_penalty));
             *logit = finite(*logit - self.presence_penalty);
         }
-        let len = logits.len();
+        self.check_bias(logits.len())?;
         for (&id, bias) in &self.logit_bias {
-            let logit = logits.get_mut(id as usize).ok_or(SamplerError::BiasedId { id, len })?;
-            *logit = finite(*logit + bias);
+            logits[id as usize] = finite(logits[id as usize] + bias);
         }
         Ok(())
     }
+}
+
+/// The last `window` of `history`.
+fn recent(history: &[u32], window: usize) -> &[u32] {
+    &history[history.len().saturating_sub(window)..]
 }

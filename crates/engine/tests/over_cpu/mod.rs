@@ -53,12 +53,17 @@ impl Asked {
     }
 }
 
+/// What histories may take together.
+pub(crate) const PLACES: usize = 4096;
+
 /// The CPU, or what stands before it, as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU
 /// does: the contract of [`Chooser`] by the engine's own sampler.
 pub(crate) struct Ahead<B> {
     cpu: B,
     /// Sequences at a time.
     most: usize,
+    /// What their histories may take.
+    places: usize,
     lanes: Vec<Lane>,
     chosen: VecDeque<Vec<Chosen>>,
     asked: Arc<Asked>,
@@ -67,7 +72,7 @@ pub(crate) struct Ahead<B> {
 impl<B: Backend> Ahead<B> {
     /// For at most so many sequences at a time.
     pub(crate) fn new(cpu: B, most: usize, asked: Arc<Asked>) -> Ahead<B> {
-        Ahead { cpu, most, lanes: Vec::new(), chosen: VecDeque::new(), asked }
+        Ahead { cpu, most, places: PLACES, lanes: Vec::new(), chosen: VecDeque::new(), asked }
     }
 }
 
@@ -91,19 +96,31 @@ impl<B: Backend> Backend for Ahead<B> {
     }
 }
 
-fn choose(lane: &Lane, logits: &[f32]) -> Chosen {
+fn choose(lane: &mut Lane, logits: &[f32]) -> Chosen {
     let choice = &lane.choice;
-    let params = SamplerParams {
+    let mut params = SamplerParams {
         temperature: choice.inverse_temperature.map_or(0.0, |t| 1.0 / t),
         top_k: choice.top_k as usize,
         top_p: choice.top_p,
         min_p: choice.min_p,
         seed: choice.seed,
+        ids: choice.ids,
         ..SamplerParams::default()
     };
+    if let Some(adjustment) = &lane.adjustment {
+        params.repeat_penalty = adjustment.repeat;
+        params.presence_penalty = adjustment.presence;
+        params.frequency_penalty = adjustment.frequency;
+        params.penalty_window = adjustment.window;
+        params.logit_bias = adjustment.bias.iter().copied().collect();
+    }
+    let history = lane.adjustment.as_ref().map_or(&[][..], |adjustment| &adjustment.recent);
     let mut sampler = Sampler::new(params).expect("a choice comes from parameters that were checked");
-    match sampler.sample(logits, &[], u64::from(lane.position)) {
-        Ok(token) => Chosen::Token(token),
+    match sampler.sample(logits, history, u64::from(lane.position)) {
+        Ok(token) => {
+            lane.adjustment.iter_mut().for_each(|adjustment| adjustment.recent.push(token));
+            Chosen::Token(token)
+        }
         Err(SamplerError::NonFinite { nan, infinite, first, .. }) => {
             let count = |n: usize| u32::try_from(n).expect("a vocabulary's ids are u32");
             Chosen::NonFinite { nan: count(nan), infinite: count(infinite), first: count(first) }
@@ -113,6 +130,10 @@ fn choose(lane: &Lane, logits: &[f32]) -> Chosen {
 }
 
 impl<B: Backend> Chooser for Ahead<B> {
+    fn places(&self) -> usize {
+        self.places
+    }
+
     fn start(&mut self, lanes: &[Lane]) -> Result<(), Fault> {
         if lanes.len() > self.most {
             return Err(Fault::Capacity {
@@ -121,6 +142,10 @@ impl<B: Backend> Chooser for Ahead<B> {
                 limit: self.most,
             });
         }
+        let draws = 1 + lanes.iter().map(|lane| lane.table.len() * BLOCK).min().unwrap_or(0);
+        let adjustments = lanes.iter().filter_map(|lane| Some((lane, lane.adjustment.as_ref()?)));
+        let needed = adjustments.map(|(lane, a)| a.places(draws.saturating_sub(lane.position as usize).max(1)));
+        assert!(needed.sum::<usize>() <= self.places, "who asks has looked before");
         Asked::add(&self.asked.starts);
         self.chosen.clear();
         self.lanes = lanes.to_vec();
@@ -132,7 +157,7 @@ impl<B: Backend> Chooser for Ahead<B> {
         let vocab = self.cpu.model().config.vocab;
         let logits = self.cpu.logits()?;
         assert_eq!(logits.len(), self.lanes.len() * vocab, "a row for each lane");
-        let rows = self.lanes.iter().zip(logits.chunks_exact(vocab));
+        let rows = self.lanes.iter_mut().zip(logits.chunks_exact(vocab));
         let chosen: Vec<Chosen> = rows.map(|(lane, logits)| choose(lane, logits)).collect();
         // A token for a place that does not exist is chosen, and not fed.
         let places = self.lanes.iter().map(|lane| lane.table.len() * BLOCK).min().unwrap_or(0);

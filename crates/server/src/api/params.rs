@@ -100,6 +100,8 @@ impl Params {
             repeat_penalty: self.repetition_penalty.unwrap_or(defaults.repeat_penalty),
             penalty_window: if penalises { usize::MAX } else { defaults.penalty_window },
             logit_bias: self.bias(service)?,
+            // Nothing is said that is no token. A vocabulary's ids are u32.
+            ids: service.tokenizer().vocab_len() as u32,
             seed: self.seed()?,
         })
     }

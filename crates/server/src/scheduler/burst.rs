@@ -15,13 +15,27 @@ const SHORTEST: usize = 4;
 /// The part of a burst's sequences that may be over before it ends.
 const BALLAST: usize = 8;
 
+/// Whether the backend can choose `choices` tokens for each of `sequences` and remember what their penalties look at.
+fn remembers<'a>(
+    backend: &mut impl Backend,
+    sequences: impl Iterator<Item = &'a Sequence>,
+    choices: usize,
+) -> bool {
+    // Tables end with a block.
+    let needed = sequences.map(|sequence| sequence.history(choices + BLOCK)).sum();
+    backend.chooser().is_some_and(|chooser| chooser.places() >= needed)
+}
+
 impl<B: Backend> Scheduler<B> {
     /// What the backend chooses by the step of `parts`, whose forward was run: one for each part with logits. None where a
     /// choice needs what only the host has, or the backend cannot choose.
     pub(super) fn draw(&mut self, parts: &[Part]) -> Result<Option<Vec<Drawn>>, Fault> {
-        let chosen = parts.iter().filter(|part| part.logits > 0);
+        let chosen = parts.iter().filter(|part| part.logits > 0).map(|part| &self.running[part.index]);
+        if !remembers(&mut self.backend, chosen.clone(), 1) {
+            return Ok(None);
+        }
         // The next step is the host's: there is no place for the token that is chosen, so it is not fed.
-        let lanes: Option<Vec<Lane>> = chosen.map(|part| self.running[part.index].lane(Vec::new())).collect();
+        let lanes: Option<Vec<Lane>> = chosen.map(|sequence| sequence.lane(Vec::new())).collect();
         match lanes {
             Some(lanes) if self.take_up(&lanes)? => {}
             _ => return Ok(None),
@@ -73,11 +87,11 @@ impl<B: Backend> Scheduler<B> {
 
     /// How many tokens a burst could give now; 0 where there can be none.
     fn steps_of_burst(&mut self) -> usize {
-        let free = |sequence: &Sequence| sequence.pending() == 1 && sequence.choice().is_some();
+        let free = |sequence: &Sequence| sequence.pending() == 1 && sequence.is_free();
         if self.running.len() > self.widest_burst.min(self.backend.max_rows())
             || !self.running.iter().all(free)
             || self.shared.has_news()
-            || self.backend.chooser().is_none()
+            || !remembers(&mut self.backend, self.running.iter(), LONGEST)
         {
             return 0;
         }

@@ -55,7 +55,7 @@ impl<B: Backend> Scheduler<B> {
         if self.backend.chooser().is_none() {
             return vec![parts];
         }
-        let is_free = |part: &Part| part.logits == 0 || self.running[part.index].choice().is_some();
+        let is_free = |part: &Part| part.logits == 0 || self.running[part.index].is_free();
         let (free, held): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(is_free);
         let chosen = free.iter().filter(|part| part.logits > 0).count();
         match held.is_empty() || chosen < FEW {

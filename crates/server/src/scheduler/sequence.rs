@@ -1,7 +1,7 @@
 //! One sequence in the engine: its tokens, its blocks, and how the next token is chosen. Knows nothing of other sequences.
 
 use engine::{SamplerError, logprobs};
-use model::{BLOCK, Choice, Lane, Row};
+use model::{BLOCK, Lane, Row};
 
 use crate::job::{Event, Finish, Job, JobError, Logprobs};
 
@@ -80,18 +80,28 @@ impl Sequence {
         first
     }
 
-    /// How tokens are chosen, if that needs nothing that only the host has.
-    pub(crate) fn choice(&self) -> Option<Choice> {
-        let Job { grammar, logprobs, checksum, sampler, .. } = &self.job;
-        let free = grammar.is_none() && logprobs.is_none() && !checksum && !self.scores_prompt();
-        sampler.params().choice().filter(|_| free)
+    /// Whether choosing its tokens needs nothing that only the host has.
+    pub(crate) fn is_free(&self) -> bool {
+        let Job { grammar, logprobs, checksum, .. } = &self.job;
+        grammar.is_none() && logprobs.is_none() && !checksum && !self.scores_prompt()
     }
 
     /// Itself, as what a backend goes on with that chooses its next tokens; none if that needs what only the host has.
     pub(crate) fn lane(&self, table: Vec<u32>) -> Option<Lane> {
-        // Positions are below the context, which is below 2^32.
-        let position = self.tokens.len() as u32;
-        self.choice().map(|choice| Lane { position, table, choice })
+        let params = self.job.sampler.params();
+        self.is_free().then(|| Lane {
+            // Positions are below the context, which is below 2^32.
+            position: self.tokens.len() as u32,
+            table,
+            choice: params.choice(),
+            adjustment: params.adjustment(&self.tokens),
+        })
+    }
+
+    /// Places that its history takes of a backend that makes so many choices for it.
+    pub(crate) fn history(&self, choices: usize) -> usize {
+        let params = self.job.sampler.params();
+        if params.adjusts() { params.adjusted(self.tokens.len()) + choices } else { 0 }
     }
 
     /// Tokens that it may still get, for each of which there is a place.

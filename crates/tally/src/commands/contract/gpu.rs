@@ -109,8 +109,9 @@ pub(super) fn throughput(lab: &mut Lab, parameters: &Parameters, fault: Option<&
 fn generate(backend: &mut dyn Backend, n: usize, context: usize) -> Result<f64, Miss> {
     let mut step = Step::prefill(&tokens(1, 1, backend.model().config.vocab), 0, table(context));
     forward(backend, &step).map_err(broke)?;
-    let greedy = Choice { inverse_temperature: None, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
-    let lane = Lane { position: 1, table: table(context), choice: greedy };
+    let choice =
+        Choice { inverse_temperature: None, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, ids: u32::MAX };
+    let lane = Lane { position: 1, table: table(context), choice, adjustment: None };
     let mut start = Instant::now();
     if let Some(chooser) = backend.chooser() {
         chooser.start(&[lane]).map_err(broke)?;
