@@ -107,7 +107,7 @@ pub struct Expected {
 }
 
 /// One way of going wrong.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Planted {
     /// Its name.
     pub name: &'static str,
@@ -126,7 +126,7 @@ pub struct Planted {
     way: Way,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Way {
     /// The weights or the configuration as the faulty side sees them.
     Model(fn(&mut Model) -> weights::Fit),
@@ -174,6 +174,11 @@ impl Planted {
             base(&mut model).expect("made for the host");
         }
         model
+    }
+
+    /// Whether it is in the weights or the configuration, not in a stage.
+    pub fn in_model(&self) -> bool {
+        matches!(self.way, Way::Model(_))
     }
 
     /// Fits the fault to a model: its host's, or any other that has what the fault is about.

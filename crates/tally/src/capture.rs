@@ -10,8 +10,8 @@ use model::BLOCK;
 use serde_json::{Value, json};
 use server::Captures;
 
-use crate::device::Device;
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::load::Loaded;
 use crate::output;
 use crate::prompted::ComputeArgs;
@@ -54,12 +54,12 @@ impl Capture {
         Ok(Some(Capture { path: shown, tokens, place: value["place"].as_str().map(String::from) }))
     }
 
-    /// Computes the request again on `device`, and says where the first value is that is no number.
+    /// Computes the request again on `side`, and says where the first value is that is no number.
     pub(crate) fn replay(
         &self,
         model: &Option<PathBuf>,
         compute: &ComputeArgs,
-        device: Device,
+        side: &Live,
         json: bool,
     ) -> Result<(), Failure> {
         let loaded = Loaded::open(model)?;
@@ -69,14 +69,14 @@ impl Capture {
                 format!("{}: {tokens} tokens; {} was made for at most {context}", self.path, loaded.name);
             return Err(Failure::new(message).hint("--model names the model that the request was of"));
         }
-        let mut placed = compute.place(loaded.model(), device, tokens, 1)?;
+        let mut placed = compute.place(loaded.model(), side, tokens, 1)?;
         // A context has fewer than 2^32 blocks.
         let table: Vec<u32> = (0..tokens.div_ceil(BLOCK) as u32).collect();
         let found = first_non_finite(&mut placed.backend, &self.tokens, &table)?;
         let as_then = found.as_ref().map(ToString::to_string) == self.place;
         if json {
             let value = json!({
-                "tokens": tokens, "device": placed.device.to_string(), "then": self.place, "as_then": as_then,
+                "tokens": tokens, "device": side.to_string(), "then": self.place, "as_then": as_then,
                 "place": found.as_ref().map(ToString::to_string),
                 "from": found.as_ref().map(|found| found.from), "index": found.as_ref().map(|found| found.index),
             });
@@ -85,16 +85,15 @@ impl Capture {
         let then = self.place.as_deref().unwrap_or("not looked for");
         let Some(found) = found else {
             if !json {
-                let device = placed.device;
                 output::line(format_args!(
-                    "{tokens} tokens on {device}: all values are numbers (then: {then})"
+                    "{tokens} tokens on {side}: all values are numbers (then: {then})"
                 ))?;
             }
             return Ok(());
         };
         let message = format!(
-            "{}: {found} has {} at index {} in the step from position {} (then: {then})",
-            placed.device, found.value, found.index, found.from
+            "{side}: {found} has {} at index {} in the step from position {} (then: {then})",
+            found.value, found.index, found.from
         );
         Err(Failure::numeric(message)
             .hint("`tally bisect` finds the weight; `tally inspect --check` looks at all"))

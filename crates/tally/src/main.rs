@@ -11,6 +11,7 @@ mod failure;
 mod figures;
 mod input;
 mod interrupt;
+mod live;
 mod load;
 mod machine;
 mod message;

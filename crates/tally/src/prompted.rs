@@ -11,8 +11,9 @@ use quant::fixed::Activations;
 use rayon::ThreadPool;
 
 use crate::activations::ActivationsArg;
-use crate::device::{Device, KernelArgs, Placed, Request};
+use crate::device::{KernelArgs, Placed, Request};
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::prompt_args::PromptArgs;
 use crate::source;
 use crate::threads::Threads;
@@ -68,11 +69,11 @@ impl ComputeArgs {
     pub(crate) fn place(
         &self,
         model: &Arc<Model>,
-        device: Device,
+        side: &Live,
         context: usize,
         sequences: usize,
     ) -> Result<Placed, Failure> {
-        self.request(context, sequences).place_on(model, device)
+        side.place(model, self.request(context, sequences))
     }
 
     /// What a backend for `sequences` of `context` positions is built for.
@@ -157,18 +158,13 @@ impl Prompted {
     }
 
     /// A backend on which the prompt can be run, beside as many others as make `sequences`.
-    pub(crate) fn place(&self, device: Device, sequences: usize) -> Result<Placed, Failure> {
-        self.place_for(device, self.ids.len(), sequences)
+    pub(crate) fn place(&self, side: &Live, sequences: usize) -> Result<Placed, Failure> {
+        self.place_for(side, self.ids.len(), sequences)
     }
 
     /// A backend for `sequences` of `context` positions.
-    pub(crate) fn place_for(
-        &self,
-        device: Device,
-        context: usize,
-        sequences: usize,
-    ) -> Result<Placed, Failure> {
-        self.compute.place(&self.model, device, context, sequences)
+    pub(crate) fn place_for(&self, side: &Live, context: usize, sequences: usize) -> Result<Placed, Failure> {
+        self.compute.place(&self.model, side, context, sequences)
     }
 
     /// Fails where the model's file was cut short or replaced meanwhile: then the figures are of no one's model.

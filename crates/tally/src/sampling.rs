@@ -113,15 +113,14 @@ impl Sampling {
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             penalty_window: window.unwrap_or(defaults.penalty_window),
-            logit_bias: self.biases(loaded.tokenizer.vocab_len())?,
-            // A vocabulary's ids are u32.
-            ids: loaded.tokenizer.vocab_len() as u32,
+            logit_bias: self.biases(loaded.tokenizer.ids_in_use())?,
+            ids: loaded.tokenizer.ids_in_use(),
             seed: self.seed.map_or(SEED, |Seed(seed)| seed),
         })
     }
 
-    fn biases(&self, tokens: usize) -> Result<BTreeMap<u32, f32>, Failure> {
-        if let Some((id, _)) = self.logit_bias.iter().find(|&&(id, _)| id as usize >= tokens) {
+    fn biases(&self, tokens: u32) -> Result<BTreeMap<u32, f32>, Failure> {
+        if let Some((id, _)) = self.logit_bias.iter().find(|&&(id, _)| id >= tokens) {
             let message = format!("--logit-bias: token id {id} is outside the vocabulary of {tokens} tokens");
             return Err(Failure::new(message).hint("`tally tokenize` shows the ids of a text"));
         }

@@ -191,6 +191,13 @@ fn faults_in_kernels_are_named() {
         "{text}"
     );
     assert!(text.ends_with("2 of 2 faults named exactly.\n"), "{text}");
+    // One of them as a side, on a model of its own.
+    let directory = Directory::new();
+    let model = tiny(&directory, "model.gguf", false);
+    let side = "faulty:kernel-rotated-backwards@emulated";
+    let bisect = ["bisect", &model, "--right", side, "--scenarios", "whole", "--kernel-cache", CACHE];
+    let found = tally(bisect.into_iter().chain(PROMPT));
+    assert!(found.code == Some(4) && found.stderr.contains("layer 0 rope_store"), "{found:?}");
     // Kernels need a device that has them, and a fault is in kernels or it is not.
     tally(["faults", "--in-kernels"]).fails(2, "faults in kernels need kernels");
     tally(["faults", "--only", only]).fails(2, "add --in-kernels");

@@ -38,7 +38,7 @@ fn in_weights() -> Vec<Planted> {
     vec![
         planted(
             "one-kernel-for-all-types",
-            "`ffn_down_exps` read as Q6_K in every layer, where the types part in layer 2",
+            "`ffn_down_exps` read as Q6_K in every layer, where the types part in layer 2: the layer-6 story",
             "aprender-serve, layer 6 of Qwen3-Coder-30B-A3B; #27899",
             Model(weights::one_kernel_for_all_types),
             Expected {

@@ -1,8 +1,6 @@
 //! Models as a faulty kernel sees them: the right bytes read the wrong way. A model in which nothing would be read wrongly
 //! is refused, with what it lacks.
 
-use std::fmt::Display;
-
 use gguf::{Dtype, Tensor};
 use half::f16;
 use model::{Ffn, FfnWeights, LayerWeights, Model};
@@ -290,17 +288,11 @@ pub(super) fn tokens_off_by_one(model: &mut Model) -> Fit {
     edit(&mut model.weights.token_embd, |bytes| bytes.rotate_left(size))
 }
 
-/// Sets a number of the configuration, if it is another.
-fn set<T: PartialEq + Display>(what: &str, value: &mut T, wrong: T) -> Fit {
-    if *value == wrong {
-        return Err(format!("its {what} is {wrong} as it is"));
-    }
-    *value = wrong;
-    Ok(())
-}
-
 pub(super) fn wrong_rope_base(model: &mut Model) -> Fit {
-    set("base of the rotation", &mut model.config.rope.base, 1e4)
+    let base = &mut model.config.rope.base;
+    // Which of the two is usual depends on the model.
+    *base = if *base == 1e4 { 1e6 } else { 1e4 };
+    Ok(())
 }
 
 pub(super) fn not_renormalised(model: &mut Model) -> Fit {
@@ -313,5 +305,9 @@ pub(super) fn not_renormalised(model: &mut Model) -> Fit {
 }
 
 pub(super) fn wrong_epsilon(model: &mut Model) -> Fit {
-    set("epsilon", &mut model.config.rms_eps, 1e-3)
+    if model.config.rms_eps == 1e-3 {
+        return Err("its epsilon is 1e-3 as it is".into());
+    }
+    model.config.rms_eps = 1e-3;
+    Ok(())
 }

@@ -13,8 +13,9 @@ use parity::{Bisection, Dump, Engine, Options, Player, Scenario, Side, bisect};
 
 use crate::commands::trace::arithmetic;
 use crate::compared::{figures, layers};
-use crate::device::{Device, Placed};
+use crate::device::Placed;
 use crate::failure::Failure;
+use crate::live::{FAULTY, Live};
 use crate::output;
 use crate::prompted::{Prompted, PromptedArgs};
 
@@ -24,8 +25,10 @@ Examples:
   tally bisect model.gguf --ids 1,2,3 --left cpu --right oracle       against double precision, by its error
   tally bisect model.gguf -p 'fn main() {' --right dump:trace         against what another engine wrote
   tally bisect model.gguf -p 'fn main() {' --mask 3.experts_up        what comes after a fault that is known
+  tally bisect model.gguf -p 'fn main() {' --right faulty:wrong-rope-base   against a fault planted on purpose
 
-Sides: cpu, cpu-scalar, cuda, cuda:N, emulated, oracle, or dump:DIR (`tally trace --out DIR`, or another engine's).
+Sides: cpu, cpu-scalar, cuda, cuda:N, emulated, oracle; dump:DIR (`tally trace --out DIR`, or another engine's);
+faulty:NAME or faulty:NAME@DEVICE, a device with a fault in it: `tally faults --list` shows all.
 
 The prompt is run on both sides in ever less simple ways (whole, chunked, decode, batch, repeat, unobserved) until a
 buffer of some stage differs. That stage is then given the left's inputs: if it still errs the error is local, else it was
@@ -66,9 +69,9 @@ pub(crate) struct Args {
 }
 
 /// A side by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum SideArg {
-    Device(Device),
+    Live(Live),
     Dump(PathBuf),
 }
 
@@ -80,7 +83,10 @@ impl FromStr for SideArg {
             Some("") => Err("dump: needs a directory".into()),
             Some(dir) => Ok(SideArg::Dump(dir.into())),
             None => {
-                text.parse().map(SideArg::Device).map_err(|error: String| format!("{error}, or dump:DIR"))
+                text.parse().map(SideArg::Live).map_err(|error: String| match text.strip_prefix(FAULTY) {
+                    Some(_) => error,
+                    None => format!("{error}, or dump:DIR"),
+                })
             }
         }
     }
@@ -103,7 +109,7 @@ fn site(text: &str) -> Result<Site, String> {
 
 /// A side that is ready.
 enum Ready {
-    Live(Device, Box<Placed>),
+    Live(Live, Box<Placed>),
     Dump(String, Box<Player>),
 }
 
@@ -111,7 +117,7 @@ impl Ready {
     fn of(side: &SideArg, prompted: &Prompted) -> Result<Ready, Failure> {
         match side {
             // Beside another sequence.
-            SideArg::Device(device) => Ok(Ready::Live(*device, Box::new(prompted.place(*device, 2)?))),
+            SideArg::Live(live) => Ok(Ready::Live(*live, Box::new(prompted.place(live, 2)?))),
             SideArg::Dump(dir) => {
                 let dump = Dump::open(dir)?;
                 dump.check(&prompted.model, &prompted.ids)?;
@@ -122,9 +128,9 @@ impl Ready {
 
     fn side(&mut self, activations: &str) -> Side<'_> {
         match self {
-            Ready::Live(device, placed) => Side {
-                name: device.to_string(),
-                arithmetic: arithmetic(*device, activations),
+            Ready::Live(live, placed) => Side {
+                name: live.to_string(),
+                arithmetic: arithmetic(live.device, activations),
                 engine: Engine::Live(&mut placed.backend),
             },
             Ready::Dump(name, player) => Side {
@@ -255,12 +261,14 @@ fn text(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn sides_and_sites_by_name() {
-        assert_eq!("dump:a/b".parse(), Ok(SideArg::Dump("a/b".into())));
-        assert_eq!("oracle".parse(), Ok(SideArg::Device(Device::Oracle)));
+        assert!(matches!("dump:a/b".parse(), Ok(SideArg::Dump(dir)) if dir == Path::new("a/b")));
+        assert!(matches!("oracle".parse(), Ok(SideArg::Live(_))));
         assert!("dump:".parse::<SideArg>().is_err() && "gpu".parse::<SideArg>().is_err());
         let check = |text, stage, layer| assert_eq!(site(text), Ok(Site { stage, layer }), "{text}");
         check("3.experts_up", Stage::ExpertsUp, Some(3));

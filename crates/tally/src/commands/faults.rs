@@ -1,6 +1,8 @@
 //! `tally faults`: every fault that the debugger is tested with, planted, and what it says of each.
 
-mod kernels;
+pub(crate) mod catalogue;
+mod host;
+pub(crate) mod kernels;
 mod random;
 
 use std::collections::BTreeSet;
@@ -12,14 +14,15 @@ use parity::faults::{self, Host, Planted, Trial};
 use parity::{Bisection, Options, Side, bisect};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use synth::Shape;
 
 use crate::device::Device;
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 use crate::prompted::ComputeArgs;
-use kernels::KernelFault;
+use catalogue::Entry;
+use host::model_of;
+use kernels::{Edited, KernelFault};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,9 +34,17 @@ Examples:
   tally bisect model.gguf --ids 1,2,3 --right cuda --kernels edited
   tally faults --random 50 --device cuda           none planted in 50 random models: nothing may be found
 
+  tally faults --list                              what there is to plant
+  tally faults --only one-kernel-for-all-types --write-model story.gguf
+  tally bisect story.gguf --ids 1,2,3 --right faulty:one-kernel-for-all-types
+  tally bisect model.gguf -p 'fn main() {' --right faulty:one-kernel-for-all-types@cuda
+
 Each fault is planted in one of two backends that are equal otherwise, on a small random model, and the debugger is let
 loose on both. The table says what it named. Two kernels' faults are planted together as well: the first must be named,
 and the second once the first is masked.
+
+A side of `tally bisect`, `parity`, `trace` and `replay` may be faulty, too, on any model that has what the fault is about:
+types that differ, say, or experts. The fault is then in layer 2, or the last of fewer, or the first layer that has it.
 
 Exit codes: 0 all were named exactly; 4 one was not, or one was found where none is; 1 something failed; 2 wrong usage.";
 
@@ -41,8 +52,14 @@ Exit codes: 0 all were named exactly; 4 one was not, or one was found where none
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Only these faults.
-    #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = named)]
-    only: Vec<String>,
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = catalogue::named)]
+    only: Vec<Entry>,
+    /// Show what each fault is, and run nothing.
+    #[arg(long, conflicts_with_all = ["only", "in_kernels", "random", "write", "write_model"])]
+    list: bool,
+    /// Write the model in which the one fault of --only shows, for `--right faulty:NAME`, and run nothing.
+    #[arg(long, value_name = "FILE", requires = "only", conflicts_with_all = ["in_kernels", "write", "json"])]
+    write_model: Option<PathBuf>,
     /// Plant faults in the kernels' sources; --device is cuda or emulated then.
     #[arg(long, conflicts_with = "kernels")]
     in_kernels: bool,
@@ -62,29 +79,21 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn named(name: &str) -> Result<String, String> {
-    let all = faults::all();
-    let mut names = all.iter().map(|fault| fault.name).chain(kernels::ALL.iter().map(|fault| fault.name));
-    match names.any(|known| known == name) {
-        true => Ok(name.to_owned()),
-        false => {
-            let known: Vec<&str> =
-                all.iter().map(|f| f.name).chain(kernels::ALL.iter().map(|f| f.name)).collect();
-            Err(format!("known are {}", known.join(", ")))
-        }
-    }
-}
-
-/// Of the random weights; any would do.
-const SEED: u64 = 7;
-
-/// The model that a fault is made for.
-fn model_of(host: Host) -> Model {
-    synth::model(&Shape { config: host.config(), tied: false }, SEED, |spec| host.dtype(spec))
-}
-
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        if self.list {
+            return if self.json {
+                output::json(&catalogue::json())
+            } else {
+                output::line(format_args!("{}", catalogue::text().trim_end()))
+            };
+        }
+        if let Some(path) = &self.write_model {
+            return match &self.only[..] {
+                [fault] => host::write(fault, path),
+                _ => Err(Failure::usage("--write-model writes the model of one fault: name one by --only")),
+            };
+        }
         if let Some(folder) = &self.write {
             return self
                 .kernel_faults()?
@@ -110,7 +119,7 @@ impl Args {
     }
 
     fn chosen(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| only == name)
+        self.only.is_empty() || self.only.iter().any(|only| only.name() == name)
     }
 
     /// The results of `work`, side by side: each trial is of two small backends.
@@ -224,28 +233,6 @@ fn sites(stage: Stage, layers: usize) -> Vec<Site> {
     match stage {
         Stage::Embed | Stage::Head => vec![Site { stage, layer: None }],
         _ => (0..layers).map(|layer| Site { stage, layer: Some(layer) }).collect(),
-    }
-}
-
-/// A folder of edited kernels, removed when dropped.
-struct Edited(PathBuf);
-
-impl Edited {
-    fn new() -> Result<Edited, Failure> {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tally-edited-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path)
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-        Ok(Edited(path))
-    }
-}
-
-impl Drop for Edited {
-    fn drop(&mut self) {
-        // What is left behind in a temporary directory does no harm.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

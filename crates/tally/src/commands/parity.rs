@@ -10,8 +10,9 @@ use parity::report::RunFacts;
 use parity::{Comparison, Engine, Run, Scenario, argmax, compare};
 
 use crate::commands::trace::arithmetic;
-use crate::device::{Device, Facts, Placed};
+use crate::device::{Facts, Placed};
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::progress::Progress;
 use crate::prompted::{Prompted, PromptedArgs};
 use report::{Format, Report};
@@ -26,7 +27,8 @@ Examples:
   tally parity model.gguf --sweep --longest 600                  many prompts, positions, batches, cuts and repeats
 
 Sides: cpu; cpu-scalar, without vector instructions; cuda or cuda:N, a GPU; emulated, the GPU's kernels on the CPU, for
-those who write kernels, and slow; oracle, everything in double precision, slow, and equal to nothing else in bits.
+those who write kernels, and slow; oracle, everything in double precision, slow, and equal to nothing else in bits;
+faulty:NAME or faulty:NAME@DEVICE, with a fault in it that `tally faults --list` shows.
 
 The prompt is taken as it stands, without the chat template. With --generate N the left's likeliest token is fed to both
 sides, N times, and the logits of each step are compared. For each side first: how many logits are numbers, the first
@@ -45,11 +47,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     prompted: PromptedArgs,
     /// One side, held to be right.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    left: Device,
+    #[arg(long, value_name = "SIDE", default_value = "cpu")]
+    left: Live,
     /// The other side.
-    #[arg(long, value_name = "DEVICE", default_value = "cuda")]
-    right: Device,
+    #[arg(long, value_name = "SIDE", default_value = "cuda")]
+    right: Live,
     /// Tokens to generate after the prompt.
     #[arg(long, value_name = "N", default_value_t = 0)]
     generate: u32,
@@ -65,7 +67,7 @@ pub(crate) struct Args {
 
 /// One side: a run on a device.
 struct Side {
-    device: Device,
+    live: Live,
     facts: Facts,
     run: Run<Box<dyn Backend>>,
 }
@@ -90,12 +92,14 @@ impl Args {
         let prompted = self.prompted.open()?;
         let steps = self.generate as usize; // a u32 fits: the crate runs on 64 bits
         prompted.fits(steps)?;
-        let place = |device| prompted.place_for(device, prompted.ids.len() + steps, 1);
+        let place = |live| -> Result<(Live, Placed), Failure> {
+            Ok((live, prompted.place_for(&live, prompted.ids.len() + steps, 1)?))
+        };
         let mut placed = [place(self.left)?, place(self.right)?];
         let layers = if self.layers { Some(layers(&prompted, &mut placed)?) } else { None };
         let mut sides =
-            placed.map(|Placed { backend, device, facts }| Side { device, facts, run: Run::new(backend) });
-        let about = [0, 1].map(|i| (sides[i].device, &sides[i].facts));
+            placed.map(|(live, Placed { backend, facts, .. })| Side { live, facts, run: Run::new(backend) });
+        let about = [0, 1].map(|i| (sides[i].live, &sides[i].facts));
         let mut report = Report::begin(format, &prompted, about, layers)?;
         // Text is its own progress. `usize` is at most 64 bits wide.
         let progress = self.json.then(|| Progress::steps("comparing", 1 + steps as u64));
@@ -114,11 +118,11 @@ impl Args {
 }
 
 /// Every stage of the prompt on both sides.
-fn layers(prompted: &Prompted, placed: &mut [Placed; 2]) -> Result<RunFacts, Failure> {
+fn layers(prompted: &Prompted, placed: &mut [(Live, Placed); 2]) -> Result<RunFacts, Failure> {
     let activations = prompted.activations().name();
-    let mut sides = placed.each_mut().map(|placed| parity::Side {
-        name: placed.device.to_string(),
-        arithmetic: arithmetic(placed.device, activations),
+    let mut sides = placed.each_mut().map(|(live, placed)| parity::Side {
+        name: live.to_string(),
+        arithmetic: arithmetic(live.device, activations),
         engine: Engine::Live(&mut placed.backend),
     });
     Ok(compare(&prompted.model, &mut sides, &prompted.ids, Scenario::Whole)?)
@@ -131,7 +135,7 @@ fn step(sides: &mut [Side; 2], token: Option<u32>, tokens: &[u32]) -> Result<Ste
         let start = Instant::now();
         let logits = side.run.feed(tokens);
         let time = start.elapsed();
-        let logits = logits.map_err(|fault| Failure::from(fault).at(side.device))?;
+        let logits = logits.map_err(|fault| Failure::from(fault).at(side.live))?;
         Ok((logits.to_vec(), time))
     };
     let ((left, left_time), (right, right_time)) = (feed(left)?, feed(right)?);

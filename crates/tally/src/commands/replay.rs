@@ -7,8 +7,8 @@ use parity::Reproduction;
 use serde_json::json;
 
 use crate::capture::Capture;
-use crate::device::Device;
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::output;
 use crate::prompted::ComputeArgs;
 
@@ -34,9 +34,9 @@ pub(crate) struct Args {
     /// The model of a capture; without one, the small one that ships.
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Where to run: cpu, cpu-scalar, cuda, cuda:N, emulated or oracle.
+    /// Where to run: cpu, cpu-scalar, cuda, cuda:N, emulated, oracle, or faulty:NAME (`tally faults --list`).
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    device: Live,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Print one JSON object.
@@ -47,18 +47,19 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
         if let Some(capture) = Capture::read(&self.file)? {
-            return capture.replay(&self.model, &self.compute, self.device, self.json);
+            return capture.replay(&self.model, &self.compute, &self.device, self.json);
         }
         let reproduction = Reproduction::read(&self.file)?;
         let context = reproduction.context();
         let mut failed = None;
-        let replay = reproduction.replay(|model| match self.compute.place(&model, self.device, context, 1) {
-            Ok(placed) => Ok(placed.backend),
-            Err(failure) => {
-                failed = Some(failure);
-                Err("no backend".into())
-            }
-        });
+        let replay =
+            reproduction.replay(|model| match self.compute.place(&model, &self.device, context, 1) {
+                Ok(placed) => Ok(placed.backend),
+                Err(failure) => {
+                    failed = Some(failure);
+                    Err("no backend".into())
+                }
+            });
         // The failure itself has the hint.
         let replay = match (replay, failed) {
             (Err(_), Some(failure)) => return Err(failure),

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::device::Device;
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::output;
 use crate::prompted::PromptedArgs;
 
@@ -31,9 +32,9 @@ Exit codes: 0 done; 3 a traced value is NaN or infinite (the trace is written); 
 pub(crate) struct Args {
     #[command(flatten)]
     prompted: PromptedArgs,
-    /// Where to run: cpu, cpu-scalar, cuda, cuda:N, emulated or oracle.
+    /// Where to run: cpu, cpu-scalar, cuda, cuda:N, emulated, oracle, or faulty:NAME (`tally faults --list`).
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    device: Live,
     /// Directory to write, made if need be; a trace there is replaced.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -105,12 +106,12 @@ impl Args {
         let Args { prompted, device, out, json, .. } = self;
         let prompted = prompted.open()?;
         fits(&filter, &prompted.model.config, prompted.ids.len())?;
-        let placed = prompted.place(device, 1)?;
+        let placed = prompted.place(&device, 1)?;
         let origin = dump::Origin {
             producer: concat!("tally ", env!("CARGO_PKG_VERSION")).into(),
             model: prompted.name.clone(),
             fingerprint: Some(fingerprint(&prompted.model)),
-            arithmetic: arithmetic(device, prompted.activations().name()),
+            arithmetic: arithmetic(device.device, prompted.activations().name()),
             device: device.to_string(),
             facts: placed.facts.json(),
             kernel_hash: placed.facts.kernel_hash().map(str::to_owned),

@@ -1,25 +1,29 @@
 //! Faults in the GPU's kernels: a text of a kernel's source, what stands there instead, and what the debugger must say of
 //! a GPU that runs it. Plants by writing the edited files into a folder (`--kernels`); knows no device.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, fs};
 
 use model::Stage;
 use parity::Scenario;
 use parity::faults::{Expected, Kind};
 
+use crate::failure::Failure;
+
 /// A fault in the kernels.
-#[derive(Clone, Copy)]
-pub(super) struct KernelFault {
-    pub(super) name: &'static str,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KernelFault {
+    pub(crate) name: &'static str,
     /// What is wrong.
-    pub(super) what: &'static str,
+    pub(crate) what: &'static str,
     /// Where it is made. Several where several kernels do the same: which of them runs is for the host to choose.
     edits: &'static [Edit],
-    pub(super) expected: Expected,
+    pub(crate) expected: Expected,
 }
 
 /// A text in a file of kernels that stands there at least once; the first is replaced.
+#[derive(Debug)]
 struct Edit {
     file: &'static str,
     right: &'static str,
@@ -32,12 +36,12 @@ const fn edit(file: &'static str, right: &'static str, wrong: &'static str) -> E
 
 impl KernelFault {
     /// The first file that has it.
-    pub(super) fn file(&self) -> &'static str {
+    pub(crate) fn file(&self) -> &'static str {
         self.edits[0].file
     }
 
     /// Writes the edited files into `folder`, on top of what other faults wrote there.
-    pub(super) fn write(&self, folder: &Path) -> Result<(), String> {
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), String> {
         let name = self.name;
         for &Edit { file, right, wrong } in self.edits {
             let path = folder.join(file);
@@ -53,6 +57,26 @@ impl KernelFault {
                 .map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// A folder of edited kernels, removed when dropped.
+pub(crate) struct Edited(pub(crate) PathBuf);
+
+impl Edited {
+    pub(crate) fn new() -> Result<Edited, Failure> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tally-edited-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = env::temp_dir().join(name);
+        fs::create_dir_all(&path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        Ok(Edited(path))
+    }
+}
+
+impl Drop for Edited {
+    fn drop(&mut self) {
+        // What is left behind in a temporary directory does no harm.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -75,7 +99,7 @@ const MINIMA: [&str; 2] = [
 ];
 
 /// Every fault, the layer-6 story first. Made for [`parity::faults::Host::Mixed`], whose tensors part in layer 2.
-pub(super) const ALL: &[KernelFault] = &[
+pub(crate) const ALL: &[KernelFault] = &[
     KernelFault {
         name: "kernel-down-read-as-q6-k",
         what: "`ffn_down_exps` multiplied as Q6_K in every layer, where the types part in layer 2: the layer-6 story",
@@ -270,8 +294,8 @@ pub(super) const ALL: &[KernelFault] = &[
 ];
 
 /// Two that are planted together, of which the first hides the second.
-pub(super) const TWO: [&str; 2] = ["kernel-not-renormalised", "kernel-head-one-ulp-high"];
+pub(crate) const TWO: [&str; 2] = ["kernel-not-renormalised", "kernel-head-one-ulp-high"];
 
-pub(super) fn named(name: &str) -> Option<KernelFault> {
+pub(crate) fn named(name: &str) -> Option<KernelFault> {
     ALL.iter().find(|fault| fault.name == name).copied()
 }

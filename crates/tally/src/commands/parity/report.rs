@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::Step;
 use crate::compared;
-use crate::device::{Device, Facts};
+use crate::device::Facts;
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::output;
 use crate::prompted::Prompted;
 
@@ -35,7 +36,7 @@ pub(super) struct Report {
 pub(super) fn head(
     format: Format,
     prompted: &Prompted,
-    sides: [(Device, &Facts); 2],
+    sides: [(Live, &Facts); 2],
 ) -> Result<Value, Failure> {
     let (model, activations) = (&prompted.name, prompted.activations().name());
     if format == Format::Text {
@@ -45,7 +46,7 @@ pub(super) fn head(
         }
     }
     let side =
-        |(device, facts): (Device, &Facts)| json!({ "device": device.to_string(), "facts": facts.json() });
+        |(device, facts): (Live, &Facts)| json!({ "device": device.to_string(), "facts": facts.json() });
     let [left, right] = sides.map(side);
     Ok(json!({ "model": model, "activations": activations, "left": left, "right": right }))
 }
@@ -55,7 +56,7 @@ impl Report {
     pub(super) fn begin(
         format: Format,
         prompted: &Prompted,
-        sides: [(Device, &Facts); 2],
+        sides: [(Live, &Facts); 2],
         layers: Option<RunFacts>,
     ) -> Result<Report, Failure> {
         let names = sides.map(|(device, _)| device.to_string());

@@ -5,8 +5,8 @@ use parity::sweep::{Axis, Options, Trial, sweep};
 use serde_json::json;
 
 use super::report::{self, Format};
-use crate::device::Device;
 use crate::failure::Failure;
+use crate::live::Live;
 use crate::output;
 use crate::progress::Progress;
 use crate::prompted::Prompted;
@@ -45,7 +45,7 @@ impl Args {
     pub(super) fn run(
         self,
         prompted: &Prompted,
-        devices: [Device; 2],
+        [first, second]: [Live; 2],
         format: Format,
     ) -> Result<(), Failure> {
         // u32 fits: the crate runs on 64 bits.
@@ -55,16 +55,15 @@ impl Args {
             streams: self.streams as usize,
             repeats: self.repeats as usize,
         };
-        let place = |device| prompted.place_for(device, options.longest, options.streams);
-        let [mut left, mut right] = [place(devices[0])?, place(devices[1])?];
-        let mut value =
-            report::head(format, prompted, [(left.device, &left.facts), (right.device, &right.facts)])?;
+        let place = |live| prompted.place_for(live, options.longest, options.streams);
+        let [mut left, mut right] = [place(&first)?, place(&second)?];
+        let mut value = report::head(format, prompted, [(first, &left.facts), (second, &right.facts)])?;
         let progress = (format == Format::Json).then(|| Progress::steps("comparing", 0));
         let mut printed = if format == Format::Text { output::line(format_args!("")) } else { Ok(()) };
         let trials = {
             let sides = [
-                (left.device.to_string(), &mut left.backend as &mut dyn Backend),
-                (right.device.to_string(), &mut right.backend),
+                (first.to_string(), &mut left.backend as &mut dyn Backend),
+                (second.to_string(), &mut right.backend),
             ];
             sweep(sides, &options, &mut |trial| {
                 progress.iter().for_each(|progress| progress.add(1));

@@ -81,7 +81,7 @@ pub(super) fn score<B: Backend>(
 fn compare(logits: &[f32], reference: Option<&[f32]>, target: usize) -> Result<Point, Failure> {
     let Some(ours) = Distribution::of(logits) else {
         // Fails as well, and says how many and which.
-        engine::logprobs(logits, 0, 0).map_err(EngineError::from)?;
+        engine::logprobs(logits, 0, 0, u32::MAX).map_err(EngineError::from)?;
         unreachable!("logits that are not finite have log-probabilities");
     };
     let versus = match reference {
