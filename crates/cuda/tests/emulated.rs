@@ -167,7 +167,7 @@ fn tokens_after_penalties_are_the_samplers() {
     let Some(setup) = setup() else { return };
     for graphs in [true, false] {
         let model = fused(&shape(false, true, 4, 64), 15, 1);
-        checks::penalised(&model, &Setup { graphs, kv_blocks: 64, ..setup.clone() }, 8);
+        checks::penalised(&model, &Setup { graphs, kv_blocks: 64, ..setup.clone() }, 14);
     }
 }
 
@@ -190,6 +190,7 @@ fn a_little_of_everything() {
     checks::sequence("a little", &model, &setup, &[70, 1, 1, 2], lockstep);
     // A row that nobody observes takes fewer launches.
     checks::sequence("a little, unobserved", &model, &setup, &[5, 1, 1], plain);
+    checks::counted(&model, &setup, 14);
 }
 
 /// A fault: the kernels' file, a text in it, what stands there instead, and what the run has to say.
@@ -239,6 +240,13 @@ const FAULTS: &[Fault] = &[
         right: "wait_dependencies();",
         wrong: "",
         says: "without wait_dependencies()",
+    },
+    // A window that forgets the prompt's tokens again and again in place of what was chosen.
+    Fault {
+        file: "sample_adjust.cuh",
+        right: "if (slot) *slot = token;",
+        wrong: "",
+        says: "of SamplerParams",
     },
     // Half a warp at a shuffle.
     Fault {

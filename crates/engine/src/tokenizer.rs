@@ -165,6 +165,13 @@ impl Tokenizer {
         self.vocab.len()
     }
 
+    /// One more than the highest id of a token that is in use. Beyond it are rows of the model that no training has touched:
+    /// converters name them `[PAD151669]` and mark them unused, or leave them out. None of them is ever to be chosen.
+    pub fn ids_in_use(&self) -> u32 {
+        let last = self.vocab.ids_of(|kind| kind != TokenKind::Unused).last().copied();
+        last.expect("every byte has a token") + 1
+    }
+
     /// The ids that end generation, ascending: end of text, turn and message, as far as the file has them.
     pub fn eos(&self) -> &[u32] {
         &self.eos

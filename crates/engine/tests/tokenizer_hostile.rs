@@ -62,6 +62,23 @@ fn byte_fallback() {
     assert_eq!(tokenizer.decode(&[10, 65, 261]).unwrap(), "\nAA");
 }
 
+/// What converters fill a vocabulary up with is beyond the ids in use, wherever it ends.
+#[test]
+fn tokens_that_fill_rows() {
+    let (mut tokens, mut types, mut metadata) = small();
+    assert_eq!(Tokenizer::from_metadata(&metadata).unwrap().ids_in_use(), 261);
+    (types[258], types[260]) = (5, 5);
+    tokens.extend(["[PAD261]", "[PAD262]"].map(String::from));
+    types.extend([5, 5]);
+    metadata.set(TOKENS, tokens);
+    metadata.set(TYPES, types);
+    metadata.set(MERGES, ["h e", "l l"].map(String::from).to_vec());
+    let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+    assert_eq!((tokenizer.ids_in_use(), tokenizer.vocab_len()), (260, 263));
+    assert_eq!(tokenizer.decode(&[261]).unwrap(), "[PAD261]", "who asks for it gets it");
+    assert!(ids(&tokenizer, "[PAD261]", Specials::Parse).iter().all(|&id| id < 260));
+}
+
 /// Applies `fault` to the small vocabulary; the error must be one line that starts with `want`.
 fn check(fault: impl FnOnce(&mut Vec<String>, &mut Vec<i32>, &mut Metadata), want: &str) {
     let (mut tokens, mut types, mut metadata) = small();

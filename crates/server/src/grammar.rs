@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use engine::Tokenizer;
+use engine::{TokenKind, Tokenizer};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher as Parser, ParserFactory};
@@ -62,7 +62,10 @@ impl Grammars {
     pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Result<Grammars, GrammarError> {
         let word = |id: u32| -> Vec<u8> {
             let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-            if tokenizer.is_special(id) {
+            if tokenizer.kind(id) == Some(TokenKind::Unused) {
+                // A word of no bytes is never allowed.
+                Vec::new()
+            } else if tokenizer.is_special(id) {
                 [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
             } else {
                 bytes.to_vec()

@@ -110,6 +110,8 @@ pub(crate) struct Service {
     pub(crate) verifier: Option<Arc<Verifier>>,
     pub(crate) spans: Option<Spans>,
     tokenizer: Arc<Tokenizer>,
+    /// Of the tokenizer: ids below this may be chosen.
+    pub(crate) ids_in_use: u32,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
     /// Requests whose text is being worked on outside the engine: rendered, encoded, compiled.
     working: Semaphore,
@@ -144,6 +146,7 @@ impl Service {
             facts: served.facts,
             verifier,
             spans,
+            ids_in_use: tokenizer.ids_in_use(),
             tokenizer,
             grammars: OnceLock::new(),
             working: Semaphore::new(2 * cores),

@@ -23,10 +23,15 @@ const LOGPROBS: usize = 50;
 /// `streams` requests at once, `running` at a time, the `i`-th with `tokens(i)` tokens: what the backend was asked for. The
 /// texts are those of a backend that cannot choose.
 fn check(streams: usize, running: usize, tokens: fn(usize) -> usize) -> Arc<Asked> {
+    check_with(1 << 14, streams, running, tokens)
+}
+
+/// [`check`] with a backend that has so many places for histories.
+fn check_with(places: usize, streams: usize, running: usize, tokens: fn(usize) -> usize) -> Arc<Asked> {
     let asked = Arc::new(Asked::default());
     let wrap = {
         let asked = asked.clone();
-        move |cpu| Box::new(Ahead::new(cpu, 64, asked.clone())) as Box<dyn Backend>
+        move |cpu| Box::new(Ahead::new(cpu, 64, asked.clone()).remembering(places)) as Box<dyn Backend>
     };
     let ask_all = |served| {
         let engine = EngineLimits { running, ..EngineLimits::default() };
@@ -62,6 +67,13 @@ fn ask(server: &Server, i: usize, tokens: usize) -> String {
         "prompt": prompt, "max_tokens": tokens, "stream": true, "seed": i, "temperature": 0.8, "ignore_eos": true,
         "stream_options": { "include_usage": true },
     });
+    // As Qwen3-Coder asks for by default, as OpenAI has them, and not at all.
+    match i % 4 {
+        1 => body["repetition_penalty"] = 1.05.into(),
+        2 => (body["frequency_penalty"], body["presence_penalty"]) = (0.7.into(), 0.3.into()),
+        3 => body["logit_bias"] = json!({ "300": 4, "301": -100 }),
+        _ => {}
+    }
     if tokens == LOGPROBS {
         body["logprobs"] = 2.into();
     }
@@ -116,6 +128,14 @@ fn one_that_the_host_chooses_for() {
     let asked = check(9, 9, |i| if i == 4 { LOGPROBS } else { TOKENS });
     // While there were few others yet, these were chosen beside it.
     assert!((LOGPROBS..2 * LOGPROBS).contains(&get(&asked.logits)), "{asked:?}");
+}
+
+/// Where the backend has no room for all histories, the host chooses for some, and by the logits of few others.
+#[test]
+fn histories_too_long() {
+    let asked = check_with(400, 8, 8, |_| TOKENS);
+    assert!((TOKENS..4 * TOKENS).contains(&get(&asked.logits)), "{asked:?}");
+    assert!(get(&asked.draws) >= TOKENS, "{asked:?}");
 }
 
 /// What goes on as ballast writes into no block that is another's: it ends with its block full, so that whatever it computes

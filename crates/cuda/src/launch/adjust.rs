@@ -151,7 +151,8 @@ fn entries_of(adjustment: &Adjustment, vocab: usize) -> Vec<EntryArg> {
     let mut seen: Vec<u32> = adjustment.recent.iter().copied().filter(|&id| (id as usize) < vocab).collect();
     seen.sort_unstable();
     let counted = seen.chunk_by(|a, b| a == b);
-    let counted = counted.map(|same| EntryArg { id: same[0], count: size(same.len()), ..EntryArg::default() });
+    let counted =
+        counted.map(|same| EntryArg { id: same[0], count: size(same.len()), ..EntryArg::default() });
     let mut all: Vec<EntryArg> = biases.chain(counted).collect();
     all.sort_unstable_by_key(|entry| entry.id);
     // Of two of an id, one has the bias and one the count.
@@ -180,8 +181,7 @@ mod tests {
                 recent: recent.to_vec(),
                 bias: bias.to_vec(),
             };
-            let got: Vec<_> =
-                entries_of(&adjustment, 10).iter().map(|e| (e.id, e.count, e.bias)).collect();
+            let got: Vec<_> = entries_of(&adjustment, 10).iter().map(|e| (e.id, e.count, e.bias)).collect();
             assert_eq!(got, want, "{recent:?} {bias:?}");
         };
         check(&[], &[], &[]);

@@ -137,6 +137,17 @@ pub(crate) fn sampling(model: &Arc<Model>, setup: &Setup, count: u64) {
     }
 }
 
+/// Three tokens that take turns, as they are counted and forgotten.
+fn in_turn(window: usize) -> SamplerParams {
+    let logit_bias = [(7, 32.0), (9, 31.0), (11, 30.5)].into();
+    SamplerParams { frequency_penalty: 3.0, penalty_window: window, logit_bias, ..SamplerParams::greedy() }
+}
+
+/// [`sampling`] of one sequence whose tokens depend on how often each was there.
+pub(crate) fn counted(model: &Arc<Model>, setup: &Setup, count: u64) {
+    chosen(model, setup, &[in_turn(3)], count, &[]);
+}
+
 /// [`sampling`] of sequences with penalties and biases and without, together; half of their tokens in one burst, half in the
 /// next. Each has a prompt, which counts.
 pub(crate) fn penalised(model: &Arc<Model>, setup: &Setup, count: u64) {
@@ -147,9 +158,10 @@ pub(crate) fn penalised(model: &Arc<Model>, setup: &Setup, count: u64) {
         SamplerParams { repeat_penalty: 1.05, ..warm.clone() },
         SamplerParams { repeat_penalty: 2.0, ..base.clone() },
         warm.clone(),
-        SamplerParams { frequency_penalty: 0.5, presence_penalty: 0.2, penalty_window: 4, ..base.clone() },
-        SamplerParams { presence_penalty: 3.0, logit_bias: [(7, 9.0), (9, -9.0)].into(), ..warm.clone() },
-        SamplerParams { repeat_penalty: 1.4, penalty_window: 45, ids: 150, ..warm.clone() },
+        in_turn(usize::MAX),
+        in_turn(3),
+        SamplerParams { presence_penalty: 3.0, penalty_window: 45, ids: 40, ..base.clone() },
+        SamplerParams { repeat_penalty: 1.4, penalty_window: 45, ids: 40, ..warm.clone() },
     ];
     for params in batch.chunks(1).chain([&batch[..], &batch[..3]]) {
         chosen(model, setup, params, count, &[count / 2]);
@@ -228,13 +240,8 @@ pub(crate) fn a_little_of_everything(model: &Arc<Model>, setup: &Setup) {
     for (start, n) in [(0, 70), (70, 1), (71, 1), (72, 1), (73, 5)] {
         forward(&mut *cuda, &Step::prefill(&tokens(2, n, model.config.vocab), start, table(200))).unwrap();
     }
-    let warm = SamplerParams {
-        top_k: 20,
-        top_p: 0.9,
-        min_p: 0.01,
-        repeat_penalty: 1.1,
-        ..SamplerParams::default()
-    };
+    let warm =
+        SamplerParams { top_k: 20, top_p: 0.9, min_p: 0.01, repeat_penalty: 1.1, ..SamplerParams::default() };
     let adjustment = warm.adjustment(&tokens(2, 78, model.config.vocab));
     let lane = Lane { position: 78, table: table(200), choice: warm.choice(), adjustment };
     let chooser = cuda.chooser().unwrap();

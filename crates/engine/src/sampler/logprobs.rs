@@ -13,8 +13,8 @@ pub struct TokenLogprob {
     pub logprob: f64,
 }
 
-/// The log-probability of `chosen`, and of the `top` likeliest tokens in descending order, of equals the lower id
-/// first. `logits`: `[V]`, as the model gives them.
+/// The log-probability of `chosen`, and of the `top` likeliest tokens below `ids` in descending order, of equals the lower id
+/// first. `logits`: `[V]`, as the model gives them; all of them are part of the distribution.
 ///
 /// Computed in f64, the sum in id order: for people and clients to read, not part of the arithmetic.
 ///
@@ -24,6 +24,7 @@ pub fn logprobs(
     logits: &[f32],
     chosen: u32,
     top: usize,
+    ids: u32,
 ) -> Result<(TokenLogprob, Vec<TokenLogprob>), SamplerError> {
     let mut survey = Survey::default();
     let max = f64::from(logits[survey.look(logits)? as usize]);
@@ -35,8 +36,10 @@ pub fn logprobs(
     };
     let chosen = of(chosen).ok_or(SamplerError::NoLogits)?;
 
+    let tokens = &logits[..logits.len().min(ids as usize)]; // 32 bits fit
+    survey.look(tokens)?;
     let least = survey.reached_by(top).unwrap_or(f32::MIN);
-    let all = (0u32..).zip(logits).filter(|&(_, &logit)| top > 0 && logit >= least);
+    let all = (0u32..).zip(tokens).filter(|&(_, &logit)| top > 0 && logit >= least);
     let mut ids: Vec<u32> = all.map(|(id, _)| id).collect();
     let rank = |a: &u32, b: &u32| {
         let (x, y) = (logits[*a as usize], logits[*b as usize]);

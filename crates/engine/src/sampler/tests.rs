@@ -352,18 +352,75 @@ proptest! {
 
 #[test]
 fn log_probabilities() {
-    let (chosen, top) = logprobs(&octaves(), 4, 3).unwrap();
+    let (chosen, top) = logprobs(&octaves(), 4, 3, u32::MAX).unwrap();
     assert!((chosen.logprob - (2.0f64 / 16.0).ln()).abs() < 1e-6);
     assert_eq!(top.iter().map(|token| token.id).collect::<Vec<_>>(), [1, 3, 4]);
     assert!((top[0].logprob - 0.5f64.ln()).abs() < 1e-6);
-    let ids =
-        |top| logprobs(&octaves(), 0, top).unwrap().1.into_iter().map(|token| token.id).collect::<Vec<_>>();
+    let ids = |top| {
+        logprobs(&octaves(), 0, top, u32::MAX)
+            .unwrap()
+            .1
+            .into_iter()
+            .map(|token| token.id)
+            .collect::<Vec<_>>()
+    };
     assert!(ids(0).is_empty());
     assert_eq!(ids(99), [1, 3, 4, 0, 2]);
-    let (_, all) = logprobs(&octaves(), 0, 99).unwrap();
+    let (_, all) = logprobs(&octaves(), 0, 99, u32::MAX).unwrap();
     assert!((all.iter().map(|token| token.logprob.exp()).sum::<f64>() - 1.0).abs() < 1e-12);
-    assert!(logprobs(&[f32::NAN], 0, 0).is_err());
-    assert!(logprobs(&[0.0], 1, 0).is_err());
+    assert!(logprobs(&[f32::NAN], 0, 0, 1).is_err());
+    assert!(logprobs(&[0.0], 1, 0, 1).is_err());
+}
+
+/// A head may have more rows than there are tokens: these are never chosen, and neither listed nor biased; but the numbers in
+/// them count.
+#[test]
+fn rows_that_are_no_tokens() {
+    let mut logits: Vec<f32> = (0..300).map(|i: u16| f32::from(i % 17)).collect();
+    logits[260..].fill(1e30);
+    for ids in [1, 17, 255, 260] {
+        let base = SamplerParams { ids, ..params() };
+        let all = [
+            SamplerParams { temperature: 0.0, ..base.clone() },
+            base.clone(),
+            SamplerParams { top_k: 40, top_p: 0.9, ..base.clone() },
+            SamplerParams { min_p: 0.1, temperature: 100.0, ..base.clone() },
+            SamplerParams { repeat_penalty: 2.0, logit_bias: [(0, 9.0)].into(), ..base.clone() },
+        ];
+        for params in all {
+            let cut = SamplerParams { ids: u32::MAX, ..params.clone() };
+            for position in 0..50 {
+                let history = [3, 280, 299];
+                let got = sample(params.clone(), &logits, &history, position);
+                assert_eq!(
+                    got,
+                    sample(cut.clone(), &logits[..ids as usize], &history, position),
+                    "{params:?}"
+                );
+            }
+            let mut sampler = Sampler::new(params).unwrap();
+            assert_eq!(
+                sampler.sample_allowed(&logits, &[], 0, Some(&[u32::MAX; 10])).map(|id| id < ids),
+                Ok(true)
+            );
+        }
+        let biased = SamplerParams { logit_bias: [(ids, 1.0)].into(), ..base.clone() };
+        let outside = SamplerError::BiasedId { id: ids, len: ids as usize };
+        assert_eq!(sample(biased, &logits, &[], 0), Err(outside));
+        let (_, top) = logprobs(&logits, 0, 300, ids).unwrap();
+        assert_eq!(top.len(), ids as usize);
+        assert!(top.iter().all(|token| token.id < ids));
+        // They are part of the distribution nevertheless: nobody says what the model did not.
+        assert!(top[0].logprob < -1e29);
+        let mut bad = logits.clone();
+        (bad[0], bad[299]) = (f32::INFINITY, f32::NAN);
+        let fault = SamplerError::NonFinite { nan: 1, infinite: 1, first: 0, len: 300 };
+        assert_eq!(sample(base.clone(), &bad, &[], 0), Err(fault));
+        bad[0] = 0.0;
+        let fault = SamplerError::NonFinite { nan: 1, infinite: 0, first: 299, len: 300 };
+        assert_eq!(sample(base, &bad, &[], 0), Err(fault));
+    }
+    assert_eq!(Sampler::new(SamplerParams { ids: 0, ..params() }).err(), Some(SamplerError::NoLogits));
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Asked {
 }
 
 /// What histories may take together.
-pub(crate) const PLACES: usize = 4096;
+const PLACES: usize = 1 << 14;
 
 /// The CPU, or what stands before it, as a backend that chooses tokens itself, a step ahead of who collects them, as a GPU
 /// does: the contract of [`Chooser`] by the engine's own sampler.
@@ -73,6 +73,12 @@ impl<B: Backend> Ahead<B> {
     /// For at most so many sequences at a time.
     pub(crate) fn new(cpu: B, most: usize, asked: Arc<Asked>) -> Ahead<B> {
         Ahead { cpu, most, places: PLACES, lanes: Vec::new(), chosen: VecDeque::new(), asked }
+    }
+
+    /// With so many places for histories.
+    #[allow(dead_code, reason = "not every test asks for another number")]
+    pub(crate) fn remembering(self, places: usize) -> Ahead<B> {
+        Ahead { places, ..self }
     }
 }
 
@@ -144,7 +150,8 @@ impl<B: Backend> Chooser for Ahead<B> {
         }
         let draws = 1 + lanes.iter().map(|lane| lane.table.len() * BLOCK).min().unwrap_or(0);
         let adjustments = lanes.iter().filter_map(|lane| Some((lane, lane.adjustment.as_ref()?)));
-        let needed = adjustments.map(|(lane, a)| a.places(draws.saturating_sub(lane.position as usize).max(1)));
+        let needed =
+            adjustments.map(|(lane, a)| a.places(draws.saturating_sub(lane.position as usize).max(1)));
         assert!(needed.sum::<usize>() <= self.places, "who asks has looked before");
         Asked::add(&self.asked.starts);
         self.chosen.clear();

@@ -100,8 +100,7 @@ impl Params {
             repeat_penalty: self.repetition_penalty.unwrap_or(defaults.repeat_penalty),
             penalty_window: if penalises { usize::MAX } else { defaults.penalty_window },
             logit_bias: self.bias(service)?,
-            // Nothing is said that is no token. A vocabulary's ids are u32.
-            ids: service.tokenizer().vocab_len() as u32,
+            ids: service.ids_in_use,
             seed: self.seed()?,
         })
     }
@@ -122,7 +121,7 @@ impl Params {
         let mut all = service.sampling.logit_bias.clone();
         let wrong = |message: String| Err(ApiError::invalid("logit_bias", format!("logit_bias: {message}")));
         for (id, &bias) in self.logit_bias.iter().flatten() {
-            let known = |&id: &u32| (id as usize) < service.tokenizer().vocab_len();
+            let known = |&id: &u32| id < service.ids_in_use;
             let Some(id) = id.parse().ok().filter(known) else {
                 return wrong(format!("{id:?} is no token id"));
             };

@@ -52,10 +52,19 @@ impl<B: Backend> Scheduler<B> {
     /// The parts that are computed together: all, unless the backend can choose for many and the host must for some. Logits
     /// come to the host row by row, and one who asks for log-probabilities must not bring down those of everybody.
     fn groups(&mut self, parts: Vec<Part>) -> Vec<Vec<Part>> {
-        if self.backend.chooser().is_none() {
-            return vec![parts];
-        }
-        let is_free = |part: &Part| part.logits == 0 || self.running[part.index].is_free();
+        let Some(chooser) = self.backend.chooser() else { return vec![parts] };
+        let mut places = chooser.places();
+        let is_free = |part: &Part| {
+            let sequence = &self.running[part.index];
+            if part.logits == 0 || !sequence.is_free() {
+                return part.logits == 0;
+            }
+            // One choice, and no more of a block than that leaves.
+            let needed = sequence.history(1 + BLOCK);
+            let fits = needed <= places;
+            places -= if fits { needed } else { 0 };
+            fits
+        };
         let (free, held): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(is_free);
         let chosen = free.iter().filter(|part| part.logits > 0).count();
         match held.is_empty() || chosen < FEW {

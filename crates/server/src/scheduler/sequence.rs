@@ -131,6 +131,7 @@ impl Sequence {
         // As many positions as tokens: exact.
         let position = self.tokens.len() as u64;
         let sampler = &mut self.job.sampler;
+        let ids = sampler.params().ids;
         let token = sampler.sample_allowed(
             logits,
             &self.tokens,
@@ -139,7 +140,7 @@ impl Sequence {
         )?;
         let logprobs = match self.job.logprobs {
             Some(top) => {
-                let (chosen, top) = logprobs(logits, token, top)?;
+                let (chosen, top) = logprobs(logits, token, top, ids)?;
                 Some(Box::new(Logprobs { chosen, top }))
             }
             None => None,
@@ -154,9 +155,10 @@ impl Sequence {
     /// is at position `from`.
     pub(crate) fn score(&self, from: usize, logits: &[f32], vocab: usize) -> Result<(), Refusal> {
         let Some(top) = self.job.prompt_logprobs else { return Ok(()) };
+        let ids = self.job.sampler.params().ids;
         let next = self.tokens[from + 1..self.prompt].iter();
         let scored = logits.chunks_exact(vocab).zip(next).map(|(row, &token)| {
-            let (chosen, top) = logprobs(row, token, top)?;
+            let (chosen, top) = logprobs(row, token, top, ids)?;
             Ok(Logprobs { chosen, top })
         });
         let scored = scored.collect::<Result<Vec<_>, SamplerError>>()?;

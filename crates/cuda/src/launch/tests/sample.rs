@@ -253,7 +253,12 @@ fn adjustments(vocab: usize) -> Vec<SamplerParams> {
         SamplerParams { presence_penalty: 1.5, penalty_window: 1, ..base.clone() },
         SamplerParams { frequency_penalty: 0.3, ..base.clone() },
         SamplerParams { frequency_penalty: -0.7, penalty_window: 7, ..base.clone() },
-        SamplerParams { repeat_penalty: 1e38, presence_penalty: -2.0, frequency_penalty: 1e37, ..base.clone() },
+        SamplerParams {
+            repeat_penalty: 1e38,
+            presence_penalty: -2.0,
+            frequency_penalty: 1e37,
+            ..base.clone()
+        },
         SamplerParams { frequency_penalty: f32::MAX, presence_penalty: f32::MIN, ..base.clone() },
         SamplerParams { logit_bias: bias(4.0), ..base.clone() },
         SamplerParams { logit_bias: bias(f32::MIN), presence_penalty: 0.5, ..base.clone() },
@@ -296,7 +301,10 @@ fn check_adjusted(vocab: usize, rows: usize, batches: usize) {
                 let SamplerParams { temperature, top_k, top_p, min_p, .. } = choice;
                 let adjusted = adjustments[pick(r + 400, adjustments.len())].clone();
                 let seed = random(98, batch * 1000 + r);
-                (SamplerParams { temperature, top_k, top_p, min_p, seed, ..adjusted }, histories[r].len() as u32)
+                (
+                    SamplerParams { temperature, top_k, top_p, min_p, seed, ..adjusted },
+                    histories[r].len() as u32,
+                )
             })
             .collect();
         rig.check_after(&format!("{vocab} tokens, batch {batch}"), &logits, &rows, &histories, DRAWS as u64);
