@@ -258,6 +258,31 @@ mod tests {
         assert!(mask.get(65) && mask.get(299) && !mask.get(298));
     }
 
+    /// A token that no training has touched spells nothing, wherever it stands.
+    #[test]
+    fn unused_tokens_cannot_be_spelled() {
+        let mut shape = synth::Shape::named("tiny-moe").expect("a name that is known");
+        shape.config.vocab = 300;
+        let mut metadata = synth::metadata(&shape, 1);
+        let mut tokens = metadata.strings("tokenizer.ggml.tokens").expect("tokens").to_vec();
+        let mut types = metadata.i32s("tokenizer.ggml.token_type").expect("types").to_vec();
+        tokens[270] = "no".into();
+        let spells = |types: &[i32], metadata: &mut gguf::Metadata| {
+            metadata.set("tokenizer.ggml.tokens", tokens.clone());
+            metadata.set("tokenizer.ggml.token_type", types.to_vec());
+            let tokenizer = Arc::new(Tokenizer::from_metadata(metadata).expect("a valid vocabulary"));
+            let grammars = Grammars::new(tokenizer).expect("a small vocabulary");
+            let mut matcher =
+                grammars.matcher(&Grammar::Regex("no".into()), Since::Start).expect("a grammar");
+            let mask = matcher.mask().expect("at the start").expect("in force");
+            (mask.get(b'n'.into()), mask.get(270))
+        };
+        for (kind, spelled) in [(1, true), (5, false)] {
+            types[270] = kind;
+            assert_eq!(spells(&types, &mut metadata), (true, spelled));
+        }
+    }
+
     #[test]
     fn bad_grammars_are_refused_in_one_line() {
         for grammar in [
