@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed of `tally serve` on a GPU: streams at once, each with a prompt of random tokens and an answer of fixed length.
 
-    serve_speed.py TALLY MODEL [--streams 1,8,32,64] [--prompt 512] [--generate 128]
+    serve_speed.py TALLY MODEL [--streams 1,8,32,64] [--prompt 512] [--generate 128] [--ask '{"repetition_penalty": 1.05}']
     serve_speed.py --at PORT [--streams ..]                  a server that runs already
 
 Starts the server on a free port of this machine, asks over HTTP, stops it; prints JSON. For each number of streams:
@@ -28,9 +28,9 @@ PATIENCE = 300
 class Stream:
     """One request: when it was sent, and when each token came."""
 
-    def __init__(self, port, prompt, count, seed):
+    def __init__(self, port, prompt, count, seed, more):
         body = {"model": "m", "prompt": prompt, "max_tokens": count, "stream": True, "seed": seed, "temperature": 0.8,
-                "ignore_eos": True, "stream_options": {"include_usage": True}}
+                "ignore_eos": True, "stream_options": {"include_usage": True}, **more}
         body = json.dumps(body).encode()
         head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" \
                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -89,9 +89,9 @@ def rate(times, start, end):
     return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 
-def measure(port, streams, prompt, count, rng):
+def measure(port, streams, prompt, count, rng, more):
     prompts = [[rng.randrange(100, 1900) for _ in range(prompt)] for _ in range(streams)]
-    asked = [Stream(port, prompts[i], count, i) for i in range(streams)]
+    asked = [Stream(port, prompts[i], count, i, more) for i in range(streams)]
     run(asked)
     # A token may end within a character, which comes with the next: some do.
     for one in asked:
@@ -117,8 +117,8 @@ def rows(port, options):
     streams, rng = [int(n) for n in options.streams.split(",")], random.Random(1)
     # A number of rows is launched stage by stage the first time, recorded the second and replayed from then on.
     for n in 3 * streams:
-        measure(port, n, 16, 24, rng)
-    return [measure(port, n, options.prompt, options.generate, rng) for n in streams]
+        measure(port, n, 16, 24, rng, options.ask)
+    return [measure(port, n, options.prompt, options.generate, rng, options.ask) for n in streams]
 
 
 def main():
@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ask", type=json.loads, default={}, metavar="JSON", help="fields of every request besides")
     parser.add_argument("--at", type=int, metavar="PORT")
     options = parser.parse_args()
     if options.at:
@@ -158,7 +159,7 @@ def main():
         server.wait(60)
     one = next((row for row in found if row["streams"] == 1), None)
     cost = None if one is None or one["decode_tokens_per_second"] is None else 1 - one["decode_tokens_per_second"] / bare
-    print(json.dumps({"prompt": options.prompt, "generate": options.generate, "rows": found,
+    print(json.dumps({"prompt": options.prompt, "generate": options.generate, **options.ask, "rows": found,
                       "bare_engine_tokens_per_second": bare, "cost_of_the_server_at_one_stream": cost}, indent=1))
 
 
