@@ -137,7 +137,8 @@ impl Cuda {
         let rope = config.rope.table(config.head_dim, options.context);
         let sequences = options.max_rows.min(step::MAX_SEQUENCES);
         let get = |name: &str| kernels.get(name);
-        let sampling = Sampling::new(&device, get, config.vocab, sequences, options.context)?;
+        let places = launch::adjust::places(sequences, options.kv_blocks, options.context);
+        let sampling = Sampling::new(&device, get, config.vocab, sequences, places)?;
         Ok(Cuda {
             generation: Generation::new(sampling),
             graphs: options.graphs,

@@ -4,6 +4,7 @@
 use model::{BLOCK, Model};
 
 use crate::buffers::Buffers;
+use crate::launch::adjust::places;
 use crate::launch::sample::Sampling;
 use crate::step::{DeviceStep, MAX_SEQUENCES};
 use crate::{Error, Options, weights};
@@ -55,7 +56,8 @@ impl Plan {
         let blocks = (options.kv_blocks * context.div_ceil(BLOCK)).div_ceil(asked);
         let rows = options.max_rows.min(context.max(1));
         let rope = context * config.head_dim * size_of::<f32>();
-        let sampling = Sampling::bytes(config.vocab, rows.min(MAX_SEQUENCES), context);
+        let sequences = rows.min(MAX_SEQUENCES);
+        let sampling = Sampling::bytes(config.vocab, sequences, places(sequences, blocks, context));
         let running = Buffers::bytes(config, rows, blocks, options.activations)
             + DeviceStep::bytes(rows, context)
             + sampling

@@ -14,6 +14,11 @@ const MOST: usize = 1 << 20;
 /// Biases and choices of a sequence beyond its context for which there is room: OpenAI allows 300 biases.
 const BESIDE: usize = 512;
 
+/// Places for up to `rows` sequences of up to `context` positions, with `blocks` KV blocks: each has one of its own at least.
+pub(crate) fn places(rows: usize, blocks: usize, context: usize) -> usize {
+    rows.min(blocks).saturating_mul(context + BESIDE).min(MOST)
+}
+
 /// `Adjustment` in sample.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,11 +74,6 @@ impl Adjustments {
     /// Bytes of device memory that `new` takes.
     pub(super) fn bytes(rows: usize, places: usize) -> usize {
         rows * size_of::<AdjustmentArg>() + places * (size_of::<EntryArg>() + size_of::<u32>())
-    }
-
-    /// Places that there are for `rows` sequences of up to `context` positions.
-    pub(super) fn places_for(rows: usize, context: usize) -> usize {
-        rows.saturating_mul(context + BESIDE).min(MOST)
     }
 
     /// Places that there are.

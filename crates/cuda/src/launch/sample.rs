@@ -185,15 +185,15 @@ pub(crate) struct Sampling {
 }
 
 impl Sampling {
-    /// For up to `rows` sequences of up to `context` positions over a vocabulary of `vocab`; `get` finds a kernel of [`UNIT`].
+    /// For up to `rows` sequences over a vocabulary of `vocab`, with so many places for their histories; `get` finds a kernel of [`UNIT`].
     pub(crate) fn new(
         device: &Arc<Device>,
         get: impl Fn(&str) -> Function,
         vocab: usize,
         rows: usize,
-        context: usize,
+        places: usize,
     ) -> Result<Sampling, Error> {
-        let adjustments = Adjustments::new(device, rows, Adjustments::places_for(rows, context))?;
+        let adjustments = Adjustments::new(device, rows, places)?;
         Ok(Sampling {
             adjustments,
             choices: 0,
@@ -215,10 +215,9 @@ impl Sampling {
     }
 
     /// Bytes of device memory that `new` takes.
-    pub(crate) fn bytes(vocab: usize, rows: usize, context: usize) -> usize {
+    pub(crate) fn bytes(vocab: usize, rows: usize, places: usize) -> usize {
         let row = size_of::<ChoiceArg>() + size_of::<FoundArg>() + 12 * BINS + 8 * LISTED;
-        let adjustments = Adjustments::bytes(rows, Adjustments::places_for(rows, context));
-        rows * (row + 8 * vocab.div_ceil(SLICE)) + adjustments
+        rows * (row + 8 * vocab.div_ceil(SLICE)) + Adjustments::bytes(rows, places)
     }
 
     /// Places that there are for histories.

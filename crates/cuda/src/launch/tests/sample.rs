@@ -13,7 +13,7 @@ use crate::driver::{Device, Memory, Module};
 use crate::kernels::units;
 use crate::launch::sample::{Feed, RING, Sampling, UNIT};
 
-/// Positions for whose history there is room.
+/// Places for the history of each.
 const HISTORY: usize = 3000;
 /// Draws that every sequence may make.
 const DRAWS: usize = 20;
@@ -35,7 +35,7 @@ impl Rig {
                 .image(&unit.expect("a unit of every model"))?;
             let module = Module::load(&device, &image)?;
             let get = |name: &str| module.function(name).expect("one of NAMES");
-            let sampling = Sampling::new(&device, get, vocab, rows, HISTORY)?;
+            let sampling = Sampling::new(&device, get, vocab, rows, rows * HISTORY)?;
             Ok::<_, crate::Error>(Rig { sampling, device, _module: module })
         };
         ready().unwrap_or_else(|error| panic!("{NEEDS}: {error}"))
