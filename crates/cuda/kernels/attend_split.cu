@@ -164,10 +164,10 @@ struct RowItems {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attend_split(const f32* q, const u8* layer, Step step, u32 first, u32 count, f32 score_scale, f32* attn, Fixed fixed, f32* scratch,
              u32* counters) {
-    launch_dependents();
     require_shared(SHARED_BYTES);
     const bool can_go_deep = begin_deep();
     wait_dependencies();
+    launch_dependents();
     Shared& s = shared_items();
     const u32 sequence = step.sequence[first];
     const Rows rows(step, first, count);

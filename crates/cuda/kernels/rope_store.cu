@@ -14,7 +14,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 rope_store(f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_norm, const f32* rope, Step step, u8* layer) {
     const u32 lane = threadIdx.x % 32, unit = blockIdx.x * WARPS + threadIdx.x / 32;
     f32* const head = dynamic_shared<f32>() + threadIdx.x / 32 * HEAD_DIM;  // [WARPS][HD]: halves of a head meet here
-    launch_dependents();
     const u32 row = unit / UNITS, which = unit % UNITS;
     const bool is_query = which < HEADS, is_value = which >= HEADS + KV_HEADS;
     const f32* const norm = is_query ? q_norm : k_norm;
@@ -22,6 +21,7 @@ rope_store(f32* q, const f32* k, const f32* v, const f32* q_norm, const f32* k_n
 #pragma unroll
     for (u32 i = 0; i < OWN; i++) weight[i] = norm[i * 32 + lane];
     wait_dependencies();
+    launch_dependents();
     if (row >= step.rows) return;
 
     const u32 position = step.position[row];

@@ -101,6 +101,7 @@ template <u32 T> __device__ __forceinline__ void route(const Job& job) {
     async_wait<0>();
     __syncthreads();
     wait_dependencies();
+    launch_dependents();
 
     if (t < job.rows) {
         Row row;
@@ -125,7 +126,6 @@ struct Job {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) route_few(const __grid_constant__ Job job) {
 #if HIDDEN % 256 == 0 && HIDDEN <= 4096 && EXPERTS > 0
-    launch_dependents();
     switch (job.router.type) {
         case T_F32: if constexpr (has(T_F32)) route<T_F32>(job); break;
         case T_F16: if constexpr (has(T_F16)) route<T_F16>(job); break;
