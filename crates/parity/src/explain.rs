@@ -1,14 +1,16 @@
 //! What the failing places share that the passing ones lack, ranked.
 //!
-//! Places are of three kinds: the stage in every layer, the outputs of the failing stage, and the elements of the failing
-//! row's input. A feature is worth showing if most failing places have it and it makes failing likelier.
+//! Places are of four kinds: the stage in every layer, every projection of every layer, the outputs of the failing stage, and
+//! the elements of the failing row's input. A feature is worth showing if most failing places have it and it makes failing likelier.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Buffer, Ffn, Model};
+use gguf::Tensor;
+use model::{Buffer, Ffn, Model, Stage};
 
-use crate::localise::Localised;
+use crate::localise::{Localised, suspects};
 use crate::pair::Capture;
+use crate::place::Place;
 use crate::report::{Cell, Feature, Status};
 use crate::trace::per_expert;
 
@@ -68,6 +70,7 @@ pub(crate) fn explain(
     at: Option<&Localised>,
 ) -> Vec<Feature> {
     let mut all = layers(model, walked, capture, at).ranked("layers");
+    all.extend(projections(model, walked).ranked("projections"));
     if let Some(at) = at {
         all.extend(outputs(model, capture, at).ranked("outputs"));
         all.extend(elements(at).ranked("elements"));
@@ -94,14 +97,40 @@ fn layers(model: &Model, walked: &[Cell], capture: &Capture, at: Option<&Localis
         if cells.is_empty() {
             continue;
         }
-        let fails = cells
-            .iter()
-            .any(|cell| !matches!(cell.status, Status::Match | Status::Missing | Status::NanBoth));
+        let fails = cells.iter().any(|cell| fails(cell));
         let types = stems.iter().filter_map(|stem| {
             let tensor = model.weights.named(&format!("blk.{layer}.{stem}"))?;
             Some(format!("type of {} = {}", stem.trim_end_matches(".weight"), tensor.dtype))
         });
         tally.add(fails, types.chain([format!("layer = {layer}")]));
+    }
+    tally
+}
+
+fn fails(cell: &Cell) -> bool {
+    !matches!(cell.status, Status::Match | Status::Missing | Status::NanBoth)
+}
+
+/// Each product with a weight, on the inputs of the left: whether it is a matter of a type, whatever it is used for, or of
+/// one projection, whatever its type.
+fn projections(model: &Model, walked: &[Cell]) -> Tally {
+    let mut by_weight: BTreeMap<&str, (&Tensor, bool)> = BTreeMap::new();
+    for cell in walked.iter().filter(|cell| cell.status != Status::Missing) {
+        let Place { site, buffer, .. } = cell.place;
+        // What a stage makes of several products is none's own.
+        if let [weight] = suspects(model, site, buffer, true)[..]
+            && weight.dims.len() > 1
+            && site.stage != Stage::Embed
+        {
+            by_weight.entry(&weight.name).or_insert((weight, false)).1 |= fails(cell);
+        }
+    }
+    let mut tally = Tally::default();
+    for (name, (weight, fails)) in by_weight {
+        let stem =
+            name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, stem)| stem);
+        let projection = format!("projection = {}", stem.trim_end_matches(".weight"));
+        tally.add(fails, [projection, format!("type = {}", weight.dtype)]);
     }
     tally
 }

@@ -19,7 +19,8 @@ use crate::pair::Capture;
 use crate::place::Number;
 use crate::report::Location;
 use probe::Probe;
-use suspects::{outline, suspects};
+use suspects::outline;
+pub(crate) use suspects::suspects;
 
 /// The part of a location that explanation looks at further.
 pub(crate) struct Localised {

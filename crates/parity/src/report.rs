@@ -392,7 +392,7 @@ impl fmt::Display for Count {
 /// What failing places share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feature {
-    /// What the places are: `layers`, `outputs` or `elements`.
+    /// What the places are: `layers`, `projections`, `outputs` or `elements`.
     pub among: String,
     /// The property, such as `type = Q4_K` or `row % 32 = 5`.
     pub text: String,

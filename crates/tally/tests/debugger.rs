@@ -87,6 +87,9 @@ fn filters_and_statistics() {
     assert_eq!(entries.len(), 4 + 2, "{entries:?}");
     assert!(entries.iter().all(|e| e["layer"] == 0 && e["stats"]["nan"] == 0), "{entries:?}");
     assert!(manifest["steps"][0].get("file").is_none());
+    // Under the names, too, by which they were asked for.
+    let aliases: Vec<&Value> = entries.iter().filter_map(|e| e["aliases"].as_array()).flatten().collect();
+    assert!(["moe_router", "moe_ffn_out"].iter().all(|name| aliases.contains(&&json!(name))), "{aliases:?}");
     for beyond in [["--layers", "0,99"], ["--positions", "5"], ["--experts", "0-99"]] {
         let refused = run(&beyond);
         assert!(refused.code == Some(2) && refused.stderr.contains("there is no"), "{refused:?}");

@@ -6,6 +6,7 @@ use std::path::Path;
 use model::Step;
 use serde::{Deserialize, Serialize};
 
+use crate::names::aliases;
 use crate::place::Place;
 use crate::trace::{Entry, Summary, per_expert};
 use crate::types::LayerTypes;
@@ -117,6 +118,9 @@ pub struct EntryRecord {
     /// Where.
     #[serde(flatten)]
     pub place: Place,
+    /// What others call it, for people: [`crate::names::aliases`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// Of the whole buffer; the tensor has as many values unless `lines` are given.
     pub shape: Vec<usize>,
     /// The lines that were kept; see [`Entry::lines`].
@@ -132,6 +136,7 @@ impl EntryRecord {
     pub fn of(entry: &Entry) -> EntryRecord {
         EntryRecord {
             place: entry.place,
+            aliases: aliases(entry.place.site.stage, entry.place.buffer).iter().map(|&a| a.into()).collect(),
             shape: entry.shape.clone(),
             lines: entry.lines.clone(),
             stats: Some(entry.summary),

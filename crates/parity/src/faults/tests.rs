@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cpu::{Cpu, Isa, Options as CpuOptions};
+use gguf::Tensor;
 use model::Site;
 use synth::Shape;
 
@@ -39,7 +40,10 @@ fn every_fault_is_named_exactly() {
     let table = table(&trials);
     assert!(table.ends_with(&format!("\n{0} of {0} faults named exactly.\n", trials.len())), "{table}");
     let written = include_str!("../../FAULTS.md");
-    assert_eq!(written, table, "`tally faults > crates/parity/FAULTS.md` writes it anew");
+    for (written, line) in written.lines().zip(table.lines()) {
+        assert_eq!(written, line, "`tally faults > crates/parity/FAULTS.md` writes it anew");
+    }
+    assert_eq!(written.lines().count(), table.lines().count());
     assert!(trials.iter().all(|trial| trial.bisection.report.verdict.matches(". ").count() >= 1));
 }
 
@@ -94,6 +98,37 @@ fn behind_a_masked_fault_the_next_is_found() {
     let options = Options { masked, ..Options::default() };
     let found = bisect(&model, &mut sides, &first.host.prompt(), &options).expect("it runs");
     assert!(found.report.finding.is_none(), "both masked: {}", found.report.verdict);
+}
+
+/// Whether it is a matter of a type, whatever it is used for, or of a projection, whatever its type.
+#[test]
+fn types_and_projections_are_told_apart() {
+    let model = Arc::new(host(Host::Mixed));
+    let check = |what: &str, is_broken: &dyn Fn(&Tensor) -> bool, best: &str, counts: [usize; 4]| {
+        let mut tensors: Vec<Tensor> = model.weights.tensors().into_iter().cloned().collect();
+        for tensor in tensors.iter_mut().filter(|tensor| is_broken(tensor)) {
+            let (block, mut bytes) = (tensor.dtype.block_bytes(), tensor.data.to_vec());
+            // A code of every block, whatever its type.
+            bytes.chunks_exact_mut(block).for_each(|block| block[block.len() / 2] ^= 0x11);
+            tensor.data = bytes.into();
+        }
+        let broken = Model::from_tensors(model.config, &tensors).expect("the same tensors");
+        let (mut left, mut right) =
+            (build(model.clone()).expect("it builds"), build(Arc::new(broken)).expect("it builds"));
+        let mut sides = [Side::live("left", "a16", &mut left), Side::live("right", "a16", &mut right)];
+        let report =
+            bisect(&model, &mut sides, &Host::Mixed.prompt(), &Options::default()).expect("it runs").report;
+        let first = &report.finding.as_ref().expect("planted").features[0];
+        let found = [first.failing_with, first.failing, first.passing_with, first.passing];
+        assert_eq!((first.text.as_str(), found), (best, counts), "{what}: {}", report.verdict);
+    };
+    // Four layers of eight products, and the head.
+    let products = 4 * 8 + 1;
+    let q4 = |t: &Tensor| t.dtype == Dtype::Q4K;
+    let of_type = model.weights.tensors().iter().filter(|t| q4(t)).count();
+    check("a type's kernel", &q4, "type = Q4_K", [of_type, of_type, 0, products - of_type]);
+    let values = |t: &Tensor| t.name.contains("attn_v");
+    check("a projection's", &values, "projection = attn_v", [4, 4, 0, products - 4]);
 }
 
 /// Scalar code against the best vector code: different instructions, the same bits.

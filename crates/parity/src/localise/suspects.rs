@@ -7,7 +7,7 @@ use crate::report::{Count, TensorPlace};
 
 /// The tensors whose fault a wrong buffer can be, likeliest first. Without the inside, what is wrong within the experts
 /// shows in what the stage hands on.
-pub(super) fn suspects(model: &Model, site: Site, buffer: Buffer, inside: bool) -> Vec<&Tensor> {
+pub(crate) fn suspects(model: &Model, site: Site, buffer: Buffer, inside: bool) -> Vec<&Tensor> {
     let weights = &model.weights;
     let Some(layer) = site.layer else {
         return match site.stage {
