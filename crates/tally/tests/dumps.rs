@@ -116,3 +116,29 @@ fn a_dump_that_is_not_what_it_says() {
         "unknown buffer `router_scores`",
     );
 }
+
+/// What a dump does not have is no success, unless whoever asks says so; and where nothing is left, not even then.
+#[test]
+fn a_dump_of_a_part() {
+    let directory = Directory::new();
+    let path = models::tiny(&directory, "model.gguf", false);
+    let part = |stages: &str| {
+        let out = directory.file(stages);
+        tally(["trace", &path, "--ids", "1,2,3", "--stages", stages, "--out", &out]).ok();
+        out
+    };
+    let (attend, route) = (part("attend"), part("route"));
+    let against = |left: &str, more: &[&str]| bisect(Path::new(&path), left, Path::new(&attend), more);
+    let all = 2 * 17 + 2;
+    let missing = format!(
+        "{} of {all} buffers are not there on both sides, the first of them step 0, embed, x",
+        all - 2
+    );
+    let refused = against("cpu", &["--json"]).hinted();
+    assert!(refused.code == Some(1) && refused.stderr.contains(&missing), "{refused:?}");
+    let told = against("cpu", &["--partial"]).ok();
+    assert!(told.contains(&format!("{} of {all} buffers are not there", all - 2)), "{told}");
+    against(&format!("dump:{route}"), &["--partial"]).fails(1, "nothing was compared");
+    // A difference is one whatever is missing.
+    assert_eq!(against("faulty:wrong-rope-base", &[]).code, Some(4));
+}

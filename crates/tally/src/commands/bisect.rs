@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Stages whose faults are known, such as 3.experts_up: the right is given the left's outputs there.
     #[arg(long, value_name = "LAYER.STAGE,..", value_delimiter = ',', value_parser = site)]
     mask: Vec<Site>,
+    /// Take what a dump has for enough, though buffers are missing in it.
+    #[arg(long)]
+    partial: bool,
     /// Directory for report.json and the reproduction, made if need be.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -185,7 +188,10 @@ impl Args {
             output::line(format_args!("{}", text(&report)))?;
         }
         match report.outcome {
-            Outcome::Agree => Ok(()),
+            Outcome::Agree => match missing(&report) {
+                Some(failure) if !self.partial => Err(failure),
+                _ => Ok(()),
+            },
             Outcome::Diverge => Err(Failure::mismatch(first(&report))),
             Outcome::NonFinite => Err(Failure::numeric(first(&report))),
         }
@@ -212,6 +218,17 @@ fn first(report: &Report) -> String {
         Some(finding) => format!("{}: the first difference ({})", finding.place, finding.class.name()),
         None => "values are not finite, on both sides alike".into(),
     }
+}
+
+/// What was not compared is no success: how much that is, and where it begins.
+fn missing(report: &Report) -> Option<Failure> {
+    let cells = || report.runs.iter().flat_map(|run| &run.cells);
+    let mut missing = cells().filter(|cell| cell.status == Status::Missing);
+    let first = missing.next()?.place;
+    let (missing, all) = (1 + missing.count(), cells().count());
+    let message =
+        format!("{missing} of {all} buffers are not there on both sides, the first of them {first}");
+    Some(Failure::new(message).hint("what is there agrees; if that is enough, add --partial"))
 }
 
 fn text(report: &Report) -> String {
