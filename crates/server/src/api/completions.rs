@@ -188,7 +188,7 @@ struct Told {
     service: Arc<Service>,
     /// The prompt, if it is to be told too.
     prompt: Vec<u32>,
-    /// Bytes told so far.
+    /// Characters begun so far: a token may end within one.
     offset: usize,
 }
 
@@ -210,7 +210,7 @@ impl Told {
                 self.token(id, i.checked_sub(1).and_then(|i| scored.get(i)), &mut lists);
             }
         } else {
-            self.offset = prompt.iter().map(|&id| self.bytes(id).len()).sum();
+            self.offset = prompt.iter().map(|&id| self.characters(id)).sum();
         }
         self.prompt = prompt;
         lists
@@ -230,7 +230,12 @@ impl Told {
         });
         lists.top.push(top.map_or(Json::Null, Json::Object));
         lists.offsets.push(self.offset);
-        self.offset += self.bytes(id).len();
+        self.offset += self.characters(id);
+    }
+
+    /// Characters that begin in a token: bytes that continue none.
+    fn characters(&self, id: u32) -> usize {
+        self.bytes(id).iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
     }
 }
 
@@ -283,6 +288,7 @@ impl Stream {
         let scored = std::mem::take(&mut state.prompt);
         let text = state.told.prompt_text();
         let lists = state.told.begin(&scored);
+        state.told.prompt = Vec::new();
         let logprobs = if lists.tokens.is_empty() { Json::Null } else { lists.json() };
         self.put(choice, &text, logprobs, None, out);
     }
@@ -295,7 +301,7 @@ impl Renderer for Stream {
         match piece {
             Piece::Prompt(scored) => self.choices[choice].prompt.extend(scored),
             Piece::Token(id, logprobs) => {
-                if self.choices[choice].told.offset == 0 && !self.choices[choice].told.prompt.is_empty() {
+                if !self.choices[choice].told.prompt.is_empty() {
                     self.echo(choice, out);
                 }
                 if !self.silent {
