@@ -224,6 +224,12 @@ const FAULTS: &[Fault] = &[
         wrong: "",
         says: "differ",
     },
+    Fault {
+        file: "product_stream.cu",
+        right: "if (!job.values) mbarrier_wait(&s.here, parity);",
+        wrong: "",
+        says: "differ",
+    },
     // A row that does not see its own key.
     Fault { file: "attend_one.cu", right: "if (fresh) patch(keys, slot);", wrong: "", says: "differ" },
     // Warps that do not wait for one another.
