@@ -136,6 +136,7 @@ pub fn bisect(
         types: LayerTypes::of(model),
         runs,
         skipped,
+        masked: options.masked.iter().map(Site::to_string).collect(),
         finding,
         reading: Vec::new(),
         outcome,
@@ -225,15 +226,17 @@ impl Work<'_> {
         let bits = |cell: &Cell| {
             self.judge == Judge::Bits && cell.status == Status::NanBoth && cell.figures.apart.differing > 0
         };
-        let bad =
-            |cell: &Cell| cell.figures.left.finite + cell.figures.right.finite != 2 * cell.figures.total;
+        // What the right made of a masked stage was shown, and replaced.
+        let masked = |cell: &Cell| self.options.masked.contains(&cell.place.site);
+        let bad = |cell: &Cell| {
+            let total = cell.figures.total;
+            cell.figures.left.finite != total || cell.figures.right.finite != total && !masked(cell)
+        };
         Ok(RunFacts {
             scenario,
             steps: steps.iter().map(StepRecord::of).collect(),
             forced: forcing == Forcing::Every,
-            first_divergence: cells.iter().position(|cell| {
-                (parts(cell) || bits(cell)) && !self.options.masked.contains(&cell.place.site)
-            }),
+            first_divergence: cells.iter().position(|cell| (parts(cell) || bits(cell)) && !masked(cell)),
             first_non_finite: cells.iter().position(bad),
             cells,
             routing,

@@ -49,6 +49,9 @@ pub struct Report {
     pub runs: Vec<RunFacts>,
     /// Ways of running that were left out, and why.
     pub skipped: Vec<Skipped>,
+    /// Stages whose faults were known: the right was given the left's outputs there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masked: Vec<String>,
     /// The first divergence, narrowed; none if there is none.
     pub finding: Option<Finding>,
     /// The decision tree's reading, a sentence each.

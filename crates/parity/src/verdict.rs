@@ -92,9 +92,15 @@ pub(crate) fn verdict(report: &Report) -> String {
                 "{left} and {right} agree, on values that are not finite. {}.",
                 report.reading.first().map_or("Where they start is in the table", String::as_str)
             ),
-            _ => format!(
-                "{left} and {right} agree in all {buffers} buffers that were compared. Ways of running: {ways}."
-            ),
+            _ => {
+                let masked = match &report.masked[..] {
+                    [] => String::new(),
+                    masked => format!(", but for those that were masked, of {}", masked.join(", ")),
+                };
+                format!(
+                    "{left} and {right} agree in all {buffers} buffers that were compared{masked}. Ways of running: {ways}."
+                )
+            }
         };
     };
     let what = match &finding.location {

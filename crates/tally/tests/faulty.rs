@@ -146,6 +146,11 @@ fn refused_where_it_would_change_nothing() {
     bisect(&experts, "faulty:kernel-rotated-backwards@cpu", &[]).fails(2, "@emulated");
     let kernels = ["--kernels", directory.to_str().expect("cargo's directory is UTF-8")];
     bisect(&experts, "faulty:kernel-rotated-backwards@emulated", &kernels).fails(2, "leave out --kernels");
+    // Nothing is masked where there is nothing.
+    for absent in ["7.qkv", "1.ffn"] {
+        bisect(&experts, "faulty:residual-twice", &["--mask", absent])
+            .fails(2, "--mask: the model has no layer ");
+    }
     // A model is of one fault.
     let path = directory.file("none.gguf");
     tally(["faults", "--only", "wrong-epsilon,lane-dropped", "--write-model", &path])

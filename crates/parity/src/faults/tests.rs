@@ -98,6 +98,13 @@ fn behind_a_masked_fault_the_next_is_found() {
     let options = Options { masked, ..Options::default() };
     let found = bisect(&model, &mut sides, &first.host.prompt(), &options).expect("it runs");
     assert!(found.report.finding.is_none(), "both masked: {}", found.report.verdict);
+    // What is no number where it is masked, and nowhere else, is not what the run came to.
+    assert_eq!(found.report.outcome, crate::report::Outcome::Agree, "{}", found.report.verdict);
+    assert!(
+        found.report.verdict.contains("masked, of layer 3 attn_out, layer 2 experts_up."),
+        "{}",
+        found.report.verdict
+    );
 }
 
 /// Whether it is a matter of a type, whatever it is used for, or of a projection, whatever its type.

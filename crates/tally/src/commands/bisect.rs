@@ -149,6 +149,10 @@ impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let prompted = self.prompted.open()?;
         let activations = prompted.activations().name();
+        let config = &prompted.model.config;
+        if let Some(site) = self.mask.iter().find(|site| !site.exists(config)) {
+            return Err(Failure::usage(format!("--mask: the model has no {site}")));
+        }
         let mut sides = [Ready::of(&self.left, &prompted)?, Ready::of(&self.right, &prompted)?];
         let options = Options {
             scenarios: if self.scenarios.is_empty() { Scenario::LIVE.to_vec() } else { self.scenarios },
