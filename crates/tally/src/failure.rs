@@ -56,6 +56,14 @@ impl Failure {
         Failure { hint: Some(hint.to_string()), ..self }
     }
 
+    /// The same in a command that names sides, not a device.
+    pub(crate) fn of_a_side(self) -> Failure {
+        let sides =
+            "a side without a GPU: cpu-scalar, oracle, or emulated, which runs the GPU's kernels on the CPU";
+        let hint = self.hint.map(|hint| hint.replace("--device cpu", sides));
+        Failure { hint, ..self }
+    }
+
     /// Says what the failure is about, a file perhaps.
     pub(crate) fn at(self, place: impl Display) -> Failure {
         Failure { message: format!("{place}: {}", self.message), ..self }

@@ -48,6 +48,12 @@ fn a_gpu_that_is_not_there_is_an_error_with_a_hint() {
         let missing = if outcome.stderr.contains("libcuda") { "no CUDA driver" } else { "there is no GPU" };
         outcome.fails(1, missing);
     }
+    // Where devices are sides, there is no `--device` to advise.
+    for command in [&["bisect"][..], &["parity"], &["parity", "--sweep"]] {
+        let prompt: &[&str] = if command.len() == 1 { &["-p", "x"] } else { &[] };
+        let outcome = without_gpu(&[command, &[&model], prompt].concat());
+        assert!(outcome.stderr.contains("emulated") && !outcome.stderr.contains("--device"), "{outcome:?}");
+    }
 }
 
 #[test]

@@ -120,7 +120,9 @@ impl Ready {
     fn of(side: &SideArg, prompted: &Prompted) -> Result<Ready, Failure> {
         match side {
             // Beside another sequence.
-            SideArg::Live(live) => Ok(Ready::Live(*live, Box::new(prompted.place(live, 2)?))),
+            SideArg::Live(live) => {
+                Ok(Ready::Live(*live, Box::new(prompted.place(live, 2).map_err(Failure::of_a_side)?)))
+            }
             SideArg::Dump(dir) => {
                 let dump = Dump::open(dir)?;
                 dump.check(&prompted.model, &prompted.ids)?;

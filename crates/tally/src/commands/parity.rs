@@ -93,7 +93,8 @@ impl Args {
         let steps = self.generate as usize; // a u32 fits: the crate runs on 64 bits
         prompted.fits(steps)?;
         let place = |live| -> Result<(Live, Placed), Failure> {
-            Ok((live, prompted.place_for(&live, prompted.ids.len() + steps, 1)?))
+            let placed = prompted.place_for(&live, prompted.ids.len() + steps, 1);
+            Ok((live, placed.map_err(Failure::of_a_side)?))
         };
         let mut placed = [place(self.left)?, place(self.right)?];
         let layers = if self.layers { Some(layers(&prompted, &mut placed)?) } else { None };

@@ -55,7 +55,8 @@ impl Args {
             streams: self.streams as usize,
             repeats: self.repeats as usize,
         };
-        let place = |live| prompted.place_for(live, options.longest, options.streams);
+        let place =
+            |live| prompted.place_for(live, options.longest, options.streams).map_err(Failure::of_a_side);
         let [mut left, mut right] = [place(&first)?, place(&second)?];
         let mut value = report::head(format, prompted, [(first, &left.facts), (second, &right.facts)])?;
         let progress = (format == Format::Json).then(|| Progress::steps("comparing", 0));
