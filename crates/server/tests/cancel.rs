@@ -2,12 +2,21 @@
 //! notices anything.
 
 mod client;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../../engine/tests/over_cpu/mod.rs"]
+mod over_cpu;
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use client::{Shape, metric, post, request, served, start_with, until};
+use cpu::Cpu;
+use model::{Backend, Buffer, Fault, Model, Site, Step};
+use over_cpu::over_cpu;
 use serde_json::{Value as Json, json};
 use server::{EngineLimits, Options, Server};
 
@@ -79,6 +88,66 @@ fn while_its_prompt_is_read() {
     assert_eq!(answer["choices"], want["choices"]);
     fresh.stop();
     server.stop();
+}
+
+/// A backend that stops in the middle of a step until it may go on, and counts rows.
+struct Halting {
+    cpu: Cpu,
+    rows: Arc<AtomicUsize>,
+    /// From so many rows on a step stands still, while this is true.
+    halts: Arc<AtomicBool>,
+}
+
+/// Rows after which a step stands still.
+const HALT: usize = 100;
+
+impl Backend for Halting {
+    over_cpu!();
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        let rows = self.rows.fetch_add(step.rows.len(), Ordering::SeqCst) + step.rows.len();
+        while rows > HALT && self.halts.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.cpu.begin(step)
+    }
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        self.cpu.run(site)
+    }
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        self.cpu.logits()
+    }
+}
+
+/// Within one chunk: whoever hangs up while a step is computed has no rows in the next one, be it of a prompt or of an answer.
+#[test]
+fn within_a_step() {
+    for (prompt, of) in
+        [("fn main() { let x = 1; }\n".repeat(140), "a prompt"), ("fn main() {".into(), "an answer")]
+    {
+        let (rows, halts) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
+        let wrap = {
+            let (rows, halts) = (rows.clone(), halts.clone());
+            move |cpu| Box::new(Halting { cpu, rows: rows.clone(), halts: halts.clone() }) as Box<dyn Backend>
+        };
+        let engine = EngineLimits { interleave: Duration::from_millis(1), ..EngineLimits::default() };
+        let server = start_with(
+            served(Shape { blocks: 128, rows: 16 }, wrap),
+            Options { engine, ..Options::default() },
+        );
+        let stream = ask(&server, &body(&prompt, 1900));
+        until("a step stands still", || rows.load(Ordering::SeqCst) > HALT);
+        let before = rows.load(Ordering::SeqCst);
+        drop(stream);
+        // Long enough for the connection's end to be noticed, which the engine looks for between two steps.
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(rows.load(Ordering::SeqCst), before, "it stands still");
+        halts.store(false, Ordering::SeqCst);
+        until("it is given up", || metric(&server, "tally_cancelled_total") == 1.0 && is_idle(&server));
+        // One row more may be computed, to keep what was read of the prompt.
+        let more = rows.load(Ordering::SeqCst) - before;
+        assert!(more <= 1, "{more} rows of {of} after its client had gone");
+        server.stop();
+    }
 }
 
 #[test]
