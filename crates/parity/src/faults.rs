@@ -8,6 +8,7 @@
 mod list;
 mod random;
 mod stages;
+mod state;
 mod weights;
 
 use std::collections::BTreeMap;

@@ -3,7 +3,8 @@
 
 use model::{BLOCK, Stage};
 
-use super::stages::{self, ChunkBorder, OnlyUnobserved};
+use super::stages;
+use super::state::{self, ChunkBorder, OnlyUnobserved};
 use super::weights::{self, LAYER};
 use super::{Expected, Host, Kind, Planted, Way};
 use crate::scenario::Scenario;
@@ -24,6 +25,23 @@ const fn planted(
     expected: Expected,
 ) -> Planted {
     Planted { name, what, source, host: Host::Mixed, expected, tokens: 1, base: None, way }
+}
+
+impl Planted {
+    /// Not in fewer tokens.
+    const fn shows_in(self, tokens: usize) -> Planted {
+        Planted { tokens, ..self }
+    }
+
+    /// Made for another host.
+    const fn on(self, host: Host) -> Planted {
+        Planted { host, ..self }
+    }
+
+    /// Of weights that `base` gives both sides.
+    const fn given(self, base: fn(&mut model::Model) -> weights::Fit) -> Planted {
+        Planted { base: Some(base), ..self }
+    }
 }
 
 /// Every fault, the story that began it all first.
@@ -84,16 +102,14 @@ fn in_weights() -> Vec<Planted> {
             Model(weights::quants_off_by_one),
             top(Stage::Head, &["output"]),
         ),
-        Planted {
-            base: Some(weights::with_subnormal_scale),
-            ..planted(
-                "subnormal-scales-flushed",
-                "an f16 scale below 2^-14 taken for zero",
-                "2-arithmetic.md",
-                Model(weights::subnormal_scales_flushed),
-                Expected { row: Some(5), block: Some(1), ..local(Stage::Qkv, LAYER, &["attn_k"]) },
-            )
-        },
+        planted(
+            "subnormal-scales-flushed",
+            "an f16 scale below 2^-14 taken for zero",
+            "2-arithmetic.md",
+            Model(weights::subnormal_scales_flushed),
+            Expected { row: Some(5), block: Some(1), ..local(Stage::Qkv, LAYER, &["attn_k"]) },
+        )
+        .given(weights::with_subnormal_scale),
         planted(
             "tail-beyond-the-tensor",
             "the last block of the last expert taken from beyond the tensor",
@@ -152,30 +168,26 @@ fn in_weights() -> Vec<Planted> {
             Model(weights::tokens_off_by_one),
             top(Stage::Embed, &["token_embd"]),
         ),
-        Planted {
-            host: Host::Ragged,
-            ..planted(
-                "stride-of-whole-blocks",
-                "rows of 288 weights stepped over as if they were padded to 512",
-                "2-arithmetic.md",
-                Model(weights::stride_of_whole_blocks),
-                local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"]),
-            )
-        },
-        Planted {
-            host: Host::Ragged,
-            ..planted(
-                "aligned-loads",
-                "the first codes of a row of 306 bytes read from the next lower multiple of 16 bytes",
-                "made for the debugger: in Q8_0 and Q6_K no load of 16 bytes need be aligned",
-                Model(weights::aligned_loads),
-                Expected {
-                    block: Some(0),
-                    feature: Some("the tensor's row begins at no multiple of 16 bytes"),
-                    ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
-                },
-            )
-        },
+        planted(
+            "stride-of-whole-blocks",
+            "rows of 288 weights stepped over as if they were padded to 512",
+            "2-arithmetic.md",
+            Model(weights::stride_of_whole_blocks),
+            local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"]),
+        )
+        .on(Host::Ragged),
+        planted(
+            "aligned-loads",
+            "the first codes of a row of 306 bytes read from the next lower multiple of 16 bytes",
+            "made for the debugger: in Q8_0 and Q6_K no load of 16 bytes need be aligned",
+            Model(weights::aligned_loads),
+            Expected {
+                block: Some(0),
+                feature: Some("the tensor's row begins at no multiple of 16 bytes"),
+                ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
+            },
+        )
+        .on(Host::Ragged),
     ]
 }
 
@@ -183,16 +195,14 @@ fn in_weights() -> Vec<Planted> {
 fn in_sizes() -> Vec<Planted> {
     use Way::{Around, Model};
     vec![
-        Planted {
-            tokens: 2,
-            ..planted(
-                "wrong-rope-base",
-                "rotation by a base of 10,000, not of 1,000,000",
-                "2-arithmetic.md",
-                Model(weights::wrong_rope_base),
-                local(Stage::RopeStore, 0, &[]),
-            )
-        },
+        planted(
+            "wrong-rope-base",
+            "rotation by a base of 10,000, not of 1,000,000",
+            "2-arithmetic.md",
+            Model(weights::wrong_rope_base),
+            local(Stage::RopeStore, 0, &[]),
+        )
+        .shows_in(2),
         planted(
             "not-renormalised",
             "the chosen experts' weights not divided by their sum",
@@ -207,32 +217,28 @@ fn in_sizes() -> Vec<Planted> {
             Model(weights::wrong_epsilon),
             local(Stage::Qkv, 0, &["attn_norm"]),
         ),
-        Planted {
-            base: Some(weights::beyond_f16),
-            ..planted(
-                "sums-in-f16",
-                "sums of 32 activations kept in f16, which ends at 65504",
-                "#21652, #22571",
-                Around(Stage::ExpertsDown, stages::sums_in_f16),
-                Expected {
-                    feature: Some("a sum of 32 inputs in hidden beyond f16's 65504"),
-                    ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
-                },
-            )
-        },
-        Planted {
-            base: Some(weights::beyond_f16),
-            ..planted(
-                "activations-in-f16",
-                "activations kept in f16 before the down projection",
-                "#26044",
-                Around(Stage::ExpertsDown, stages::activations_in_f16),
-                Expected {
-                    feature: Some("an input in hidden beyond f16's 65504"),
-                    ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
-                },
-            )
-        },
+        planted(
+            "sums-in-f16",
+            "sums of 32 activations kept in f16, which ends at 65504",
+            "#21652, #22571",
+            Around(Stage::ExpertsDown, stages::sums_in_f16),
+            Expected {
+                feature: Some("a sum of 32 inputs in hidden beyond f16's 65504"),
+                ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
+            },
+        )
+        .given(weights::beyond_f16),
+        planted(
+            "activations-in-f16",
+            "activations kept in f16 before the down projection",
+            "#26044",
+            Around(Stage::ExpertsDown, stages::activations_in_f16),
+            Expected {
+                feature: Some("an input in hidden beyond f16's 65504"),
+                ..local(Stage::ExpertsDown, LAYER, &["ffn_down_exps"])
+            },
+        )
+        .given(weights::beyond_f16),
         planted(
             "attention-in-f16",
             "attention summed in f16",
@@ -250,26 +256,22 @@ fn in_stages() -> Vec<Planted> {
     };
     use Stage::{Attend, AttnOut, ExpertsDown, RopeStore, Route};
     vec![
-        Planted {
-            tokens: BLOCK + 1,
-            ..stage(
-                "masked-tile",
-                "a fully masked tile: infinity from infinity",
-                "#6438",
-                Attend,
-                stages::masked_tile,
-            )
-        },
-        Planted {
-            tokens: BLOCK + 1,
-            ..stage(
-                "wrapped-offset",
-                "an offset of 32 bits that wraps from position 64 on",
-                "#14840, #23610",
-                Attend,
-                stages::wrapped_offset,
-            )
-        },
+        stage(
+            "masked-tile",
+            "a fully masked tile: infinity from infinity",
+            "#6438",
+            Attend,
+            stages::masked_tile,
+        )
+        .shows_in(BLOCK + 1),
+        stage(
+            "wrapped-offset",
+            "an offset of 32 bits that wraps from position 64 on",
+            "#14840, #23610",
+            Attend,
+            stages::wrapped_offset,
+        )
+        .shows_in(BLOCK + 1),
         stage(
             "unscaled-attention",
             "scores not divided by the root of the head's size",
@@ -277,16 +279,14 @@ fn in_stages() -> Vec<Planted> {
             Attend,
             stages::unscaled_attention,
         ),
-        Planted {
-            tokens: 2,
-            ..stage(
-                "mask-off-by-one",
-                "each row sees one key too few",
-                "2-arithmetic.md",
-                Attend,
-                stages::mask_off_by_one,
-            )
-        },
+        stage(
+            "mask-off-by-one",
+            "each row sees one key too few",
+            "2-arithmetic.md",
+            Attend,
+            stages::mask_off_by_one,
+        )
+        .shows_in(2),
         planted(
             "wrong-kv-head",
             "query head h reads key/value head h % KH",
@@ -342,16 +342,14 @@ fn in_stages() -> Vec<Planted> {
                 stages::no_head_norm,
             )
         },
-        Planted {
-            tokens: 2,
-            ..stage(
-                "interleaved-rope",
-                "neighbouring pairs rotated, not halves",
-                "2-arithmetic.md",
-                RopeStore,
-                stages::interleaved_rope,
-            )
-        },
+        stage(
+            "interleaved-rope",
+            "neighbouring pairs rotated, not halves",
+            "2-arithmetic.md",
+            RopeStore,
+            stages::interleaved_rope,
+        )
+        .shows_in(2),
         stage(
             "combined-in-another-order",
             "experts summed in another order than their ranks'",
@@ -363,7 +361,7 @@ fn in_stages() -> Vec<Planted> {
             "early-load",
             "a load hoisted above the wait for the stage that writes it",
             "#24030",
-            Way::Hook(stages::early_load),
+            Way::Hook(state::early_load),
             local(Stage::ExpertsUp, LAYER, &[]),
         ),
     ]
@@ -372,9 +370,8 @@ fn in_stages() -> Vec<Planted> {
 /// What is left behind, shared or cut.
 fn in_state() -> Vec<Planted> {
     // What is cut or in company, and what goes on in silence, takes two tokens to show.
-    let state = |name, what, source, way, stage, layer, scenario| Planted {
-        tokens: 2,
-        ..planted(name, what, source, way, expect(stage, layer, Kind::State(scenario), &[]))
+    let state = |name, what, source, way, stage, layer, scenario| {
+        planted(name, what, source, way, expect(stage, layer, Kind::State(scenario), &[])).shows_in(2)
     };
     vec![
         planted(
@@ -388,7 +385,7 @@ fn in_state() -> Vec<Planted> {
             "stale-row",
             "the first key and value of a chunk not stored",
             "2-arithmetic.md",
-            Way::Hook(stages::stale_row),
+            Way::Hook(state::stale_row),
             Stage::RopeStore,
             LAYER,
             Scenario::Chunked,
@@ -411,18 +408,16 @@ fn in_state() -> Vec<Planted> {
             LAYER,
             Scenario::Batch,
         ),
-        Planted {
-            tokens: 1,
-            ..state(
-                "missing-wait",
-                "a missing wait, that shows when the same launch is made again",
-                "#23690",
-                Way::Hook(stages::missing_wait),
-                Stage::Attend,
-                LAYER,
-                Scenario::Repeat,
-            )
-        },
+        state(
+            "missing-wait",
+            "a missing wait, that shows when the same launch is made again",
+            "#23690",
+            Way::Hook(state::missing_wait),
+            Stage::Attend,
+            LAYER,
+            Scenario::Repeat,
+        )
+        .shows_in(1),
         Planted {
             expected: Expected {
                 layer: None,
