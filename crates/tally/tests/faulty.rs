@@ -57,12 +57,14 @@ fn found_in_the_model_that_is_written_for_it() {
     check("tables-mixed-up", "attend", Some(2), "state", None);
 }
 
-/// Any model that has what a fault is about will do: here two layers of a mix of types, and one network in place of experts.
+/// Any model that has what a fault is about will do: here two layers of a mix of types, one network in place of experts, and
+/// as many layers as the model of the story has, whose types part in the same one.
 #[test]
 fn found_in_a_model_of_ones_own() {
     let directory = Directory::new();
     let experts = models::tiny(&directory, "experts.gguf", false);
     let dense = directory.synth("dense.gguf", "tiny-dense", &["--layers", "3", "--vocab", "300"]);
+    let story = directory.synth("story.gguf", "tiny-moe", &["--layers", "48", "--vocab", "300"]);
     let check = |model: &str, name: &str, stage: &str, layer: u64| {
         let report = bisected(model, &format!("faulty:{name}"), &long(), &[]);
         let place = &report["finding"]["place"];
@@ -76,6 +78,7 @@ fn found_in_a_model_of_ones_own() {
     check(&experts, "gate-and-up-swapped", "experts_up", 1);
     check(&experts, "nan-in-router", "route", 1);
     check(&experts, "wrong-rope-base", "rope_store", 0);
+    check(&story, "one-kernel-for-all-types", "experts_down", 6);
     check(&dense, "gate-and-up-swapped", "ffn", 2);
     check(&dense, "masked-tile", "attend", 2);
     check(&dense, "wrong-rope-base", "rope_store", 0);
