@@ -5,13 +5,20 @@
 #[path = "../../report/tests/chromium/mod.rs"]
 mod chromium;
 mod client;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../../engine/tests/over_cpu/mod.rs"]
+mod over_cpu;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chromium::Chromium;
 use client::{Shape, metric, served, start, start_with, until};
+use cpu::Cpu;
+use model::{Backend, Buffer, Fault, Model, Site, Step};
+use over_cpu::over_cpu;
 use serde_json::Value as Json;
 use server::{Options, Server};
 
@@ -70,24 +77,6 @@ fn a_conversation() {
     assert_eq!(chromium.value(LAST), first);
     assert_eq!(chromium.value("document.querySelectorAll('.turn').length"), 2);
 
-    // Stopped in the middle, which ends the work.
-    set(&mut chromium, "max_tokens", "");
-    set(&mut chromium, "prompt", "fn main() { let mut text = String::new();");
-    let before = metric(&server, "tally_cancelled_total");
-    chromium.click("#send");
-    wait(
-        &mut chromium,
-        "document.querySelectorAll('.turn').length === 4 || !document.getElementById('stop').hidden",
-    );
-    if chromium.value("document.getElementById('stop').hidden") == false {
-        chromium.click("#stop");
-    }
-    wait(&mut chromium, DONE);
-    let about = chromium.value("document.querySelector('.turn:last-child .about').innerText");
-    if about.as_str().is_some_and(|text| text.contains("stopped") && !text.contains("limit")) {
-        until("the engine heard of it", || metric(&server, "tally_cancelled_total") > before);
-    }
-
     wait(&mut chromium, "document.querySelectorAll('#rate-line path').length === 2");
     let load = chromium.value("document.getElementById('figures').innerText");
     assert!(load.as_str().is_some_and(|text| text.contains("Running") && text.contains("of 64")), "{load}");
@@ -96,6 +85,59 @@ fn a_conversation() {
     assert_eq!(chromium.complaints(), [""; 0]);
     let wide = chromium.value("document.documentElement.scrollWidth - innerWidth");
     assert!(wide.as_i64().is_some_and(|wide| wide <= 0), "{wide} pixels too wide");
+    server.stop();
+}
+
+/// The model that ships, that takes its time for each step and comes to no end by itself.
+struct Slow {
+    cpu: Cpu,
+    ends: Arc<[u32]>,
+    logits: Vec<f32>,
+}
+
+impl Backend for Slow {
+    over_cpu!();
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        std::thread::sleep(Duration::from_millis(30));
+        self.cpu.begin(step)
+    }
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        self.cpu.run(site)
+    }
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        let vocab = self.cpu.model().config.vocab;
+        self.logits = self.cpu.logits()?.to_vec();
+        for row in self.logits.chunks_exact_mut(vocab) {
+            self.ends.iter().for_each(|&end| row[end as usize] = f32::MIN);
+        }
+        Ok(&self.logits)
+    }
+}
+
+/// Text is shown while it is being written; stopped in the middle, it stays, and the work ends.
+#[test]
+fn stopped_in_the_middle() {
+    let ends: Arc<[u32]> = served(Shape::default(), |cpu| Box::new(cpu)).tokenizer.eos().into();
+    let wrap = move |cpu| Box::new(Slow { cpu, ends: ends.clone(), logits: vec![] }) as Box<dyn Backend>;
+    let server = start_with(served(Shape::default(), wrap), Options::default());
+    let Some(mut chromium) = open([900, 700], &server) else { return };
+    set(&mut chromium, "prompt", "fn main() {");
+    chromium.click("#send");
+    wait(&mut chromium, &format!("document.querySelectorAll('.turn').length === 2 && {LAST}.length > 8"));
+    assert_eq!(chromium.value("document.getElementById('stop').hidden"), false, "it is being written");
+    let early = chromium.value(LAST).as_str().expect("text").to_owned();
+    wait(&mut chromium, &format!("{LAST}.length > {}", early.chars().count() + 8));
+    assert_eq!(metric(&server, "tally_cancelled_total"), 0.0);
+    chromium.click("#stop");
+    wait(&mut chromium, DONE);
+    let about = chromium.value("document.querySelector('.turn:last-child .about').innerText");
+    assert!(about.as_str().is_some_and(|text| text.contains("stopped")), "{about}");
+    assert!(
+        chromium.value(LAST).as_str().is_some_and(|text| text.len() > early.len()),
+        "what was said stays"
+    );
+    until("the engine heard of it", || metric(&server, "tally_cancelled_total") == 1.0);
+    assert_eq!(chromium.complaints(), [""; 0]);
     server.stop();
 }
 
