@@ -54,17 +54,19 @@ impl Survey {
 
 /// The largest of a stretch, and whether all of it is finite.
 fn look_at(stretch: &[f32]) -> (f32, bool) {
-    const EXPONENT: u32 = f32::INFINITY.to_bits();
-    // Lanes, for the compiler to use vectors.
+    /// Without its sign, a number that is not finite is at least this, by its bits.
+    const INFINITE: i32 = f32::INFINITY.to_bits() as i32;
+    // Lanes of one width, for the compiler to use vectors.
     let mut maxima = [f32::NEG_INFINITY; LANES];
-    let mut faults = [false; LANES];
+    let mut magnitudes = [0; LANES];
     for chunk in stretch.chunks(LANES) {
-        for ((&logit, max), fault) in chunk.iter().zip(&mut maxima).zip(&mut faults) {
+        for ((&logit, max), magnitude) in chunk.iter().zip(&mut maxima).zip(&mut magnitudes) {
             *max = if logit > *max { logit } else { *max };
-            *fault |= logit.to_bits() & EXPONENT == EXPONENT;
+            *magnitude = (logit.abs().to_bits() as i32).max(*magnitude); // without a sign: not negative
         }
     }
-    (maxima.into_iter().fold(f32::NEG_INFINITY, f32::max), !faults.contains(&true))
+    let finite = magnitudes.into_iter().all(|magnitude| magnitude < INFINITE);
+    (maxima.into_iter().fold(f32::NEG_INFINITY, f32::max), finite)
 }
 
 #[cfg(test)]
