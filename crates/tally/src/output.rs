@@ -46,6 +46,15 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(spell).collect::<String>().into()
 }
 
+/// An argument as a word of a shell.
+pub(crate) fn word(arg: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    if !arg.is_empty() && arg.chars().all(plain) {
+        return arg.into();
+    }
+    format!("'{}'", arg.replace('\'', r"'\''")).into()
+}
+
 /// `n` with a comma every three digits from the right, as in `151,936`.
 pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
@@ -72,5 +81,15 @@ mod tests {
         let check = |text, want: &str| assert_eq!(printable(text), want);
         check("ein Mühlrad 🦙 \"x\"", "ein Mühlrad 🦙 \"x\"");
         check("\u{1b}[31mred\n\u{9b}0m\r", "\\u{1b}[31mred\\n\\u{9b}0m\\r");
+    }
+
+    #[test]
+    fn words_of_a_shell() {
+        let check = |arg, want| assert_eq!(word(arg), want, "{arg}");
+        check("model.gguf", "model.gguf");
+        check("faulty:wrong-epsilon@cuda:1", "faulty:wrong-epsilon@cuda:1");
+        check("", "''");
+        check("fn main() {", "'fn main() {'");
+        check("it's", r"'it'\''s'");
     }
 }

@@ -206,15 +206,7 @@ impl Args {
 
 /// The command as it was given, for whoever wants to run it again.
 fn command() -> String {
-    let quoted = |arg: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
-        if !arg.is_empty() && arg.chars().all(plain) {
-            arg
-        } else {
-            format!("'{}'", arg.replace('\'', r"'\''"))
-        }
-    };
-    let rest = std::env::args_os().skip(1).map(|arg| quoted(arg.to_string_lossy().into_owned()));
+    let rest = std::env::args_os().skip(1).map(|arg| output::word(&arg.to_string_lossy()).into_owned());
     ["tally".to_owned()].into_iter().chain(rest).collect::<Vec<_>>().join(" ")
 }
 

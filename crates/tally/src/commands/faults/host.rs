@@ -43,11 +43,12 @@ pub(super) fn write(fault: &Entry, path: &Path) -> Result<(), Failure> {
         }
         Ok(())
     })?;
-    let (name, path) = (fault.name(), path.display());
+    let (name, path) = (fault.name(), path.display().to_string());
+    let (shown, word) = (output::printable(&path), output::word(&path));
     let ids: Vec<String> = host.prompt().iter().map(u32::to_string).collect();
     output::line(format_args!(
-        "{path}: the model of {name}, {}; to find it there:\n",
+        "{shown}: the model of {name}, {}; to find it there:\n",
         DecimalBytes(written.size)
     ))?;
-    output::line(format_args!("tally bisect {path} --left cpu --right faulty:{name} --ids {}", ids.join(",")))
+    output::line(format_args!("tally bisect {word} --left cpu --right faulty:{name} --ids {}", ids.join(",")))
 }
