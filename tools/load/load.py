@@ -36,7 +36,7 @@ def question(i):
     """The i-th question: lengths, seeds and ways of choosing are mixed."""
     text = SOURCES[i % 5] * (1 + (i % 11) * 3) + SOURCES[i // 5 % 5]
     body = {"messages": [{"role": "user", "content": text}], "seed": i * 7919, "max_tokens": 4 + i % 7 * 12, "logprobs": True}
-    body |= [{"temperature": 0}, {"temperature": 1.0}, {"presence_penalty": 0.4}][i % 3]
+    body |= [{"temperature": 0}, {"temperature": 1.0}, {"presence_penalty": 0.4}, {"repetition_penalty": 1.05}][i % 4]
     if i % 10 == 9:
         body["guided_regex"] = "[a-z]{4,12}(, [a-z]{4,12}){2}"
     return body
