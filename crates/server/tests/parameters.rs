@@ -284,6 +284,11 @@ fn log_probabilities_in_chat() {
         assert_eq!(list.len(), TOP);
         list.iter().zip(top).for_each(|(told, want)| check(told, want));
     }
+    let mut streaming = body;
+    streaming["stream"] = true.into();
+    let (events, _) = post(&server, "/v1/chat/completions", &streaming).events();
+    let lists = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    assert_eq!(lists.flatten().cloned().collect::<Vec<_>>(), *told, "streamed");
     server.stop();
 }
 

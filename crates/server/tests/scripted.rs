@@ -232,8 +232,8 @@ const PROTOCOLS: [(&str, Ask); 6] = [
     ("responses, streamed", responses_streamed),
 ];
 
-/// Serves a model whose template has `form` in it, and that says each text; each is told as it should be.
-fn check(form: &str, says: &[(&str, Seen)]) {
+/// A server of a model whose template has `form` in it, its script, its tokenizer and the token that ends a turn.
+fn scripted(form: &str) -> (Server, Arc<Mutex<Script>>, Arc<Tokenizer>, u32) {
     let script = Arc::new(Mutex::new(Script::default()));
     let wrap = {
         let script = script.clone();
@@ -244,9 +244,14 @@ fn check(form: &str, says: &[(&str, Seen)]) {
     };
     let mut served = served(Shape::default(), wrap);
     served.template = served.template.map(|(template, source)| (template, source + form));
-    let tokenizer: Arc<Tokenizer> = served.tokenizer.clone();
+    let tokenizer = served.tokenizer.clone();
     let end = *tokenizer.eos().last().expect("an end");
-    let server = start_with(served, Options::default());
+    (start_with(served, Options::default()), script, tokenizer, end)
+}
+
+/// Such a model says each text; each is told as it should be.
+fn check(form: &str, says: &[(&str, Seen)]) {
+    let (server, script, tokenizer, end) = scripted(form);
     let mut number = 0;
     for (said, want) in says {
         let whole = tokenizer.encode(said, Specials::AsText).expect("text");
@@ -261,6 +266,61 @@ fn check(form: &str, says: &[(&str, Seen)]) {
                 number += 1;
                 assert_eq!(ask(&server, number), *want, "{protocol}, {} tokens: {said}", tokens.len());
             }
+        }
+    }
+    server.stop();
+}
+
+/// Where no calls are wanted, or no tools were offered, nothing is one.
+#[test]
+fn no_calls_where_none_are_wanted() {
+    let (server, script, tokenizer, end) = scripted("</think><function=name>");
+    let said = "I would.\n<tool_call>\n<function=paint>\n</function>\n</tool_call>";
+    let mut tokens = tokenizer.encode(said, Specials::AsText).expect("text");
+    tokens.push(end);
+    for (number, more) in [(1, json!({ "tool_choice": "none" })), (2, json!({ "tools": [] }))] {
+        *script.lock().expect("nobody panics with it") = Script { tokens: tokens.clone(), first: None };
+        let mut body = chat(number);
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let answer = post(&server, "/v1/chat/completions", &body).json();
+        let choice = &answer["choices"][0];
+        assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(said), &json!("stop")));
+        assert_eq!(choice["message"]["tool_calls"], Json::Null);
+    }
+    server.stop();
+}
+
+/// A call that the limit cuts off is told as far as it came, and by no protocol as one that is to be made.
+#[test]
+fn a_call_cut_off() {
+    let (server, script, tokenizer, _) = scripted("<function=name>");
+    let said = "<tool_call>\n<function=note>\n<parameter=text>\nhalf a file";
+    let tokens = tokenizer.encode(said, Specials::AsText).expect("text");
+    let set = || {
+        let mut script = script.lock().expect("nobody panics with it");
+        *script = Script { tokens: tokens.clone(), first: None };
+    };
+    for (path, mut body, limit) in [
+        ("/v1/chat/completions", chat(1), "max_tokens"),
+        ("/v1/messages", messages(2), "max_tokens"),
+        ("/v1/responses", responses(3), "max_output_tokens"),
+    ] {
+        body[limit] = tokens.len().into();
+        set();
+        let answer = post(&server, path, &body).json();
+        let (why, want) = match path {
+            "/v1/chat/completions" => (&answer["choices"][0]["finish_reason"], json!("length")),
+            "/v1/messages" => (&answer["stop_reason"], json!("max_tokens")),
+            _ => (&answer["incomplete_details"]["reason"], json!("max_output_tokens")),
+        };
+        assert_eq!(*why, want, "{answer}");
+        if path == "/v1/responses" {
+            let item = &answer["output"][0];
+            assert_eq!((&item["type"], &item["status"]), (&json!("function_call"), &json!("incomplete")));
+        }
+        let calls = &answer["choices"][0]["message"]["tool_calls"];
+        if let Some(arguments) = calls[0]["function"]["arguments"].as_str() {
+            assert!(serde_json::from_str::<Json>(arguments).is_err(), "it looks whole: {arguments}");
         }
     }
     server.stop();

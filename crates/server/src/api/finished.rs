@@ -24,6 +24,8 @@ pub(crate) struct Call {
     pub(crate) name: String,
     /// JSON, unless it was cut off.
     pub(crate) arguments: String,
+    /// False if the limit cut it off.
+    pub(crate) ended: bool,
 }
 
 #[derive(Default)]
@@ -51,10 +53,10 @@ pub(crate) async fn finished(answer: &mut Answer) -> Result<Vec<Whole>, ApiError
             Piece::Delta(Delta::Reasoning(text)) => growing.reasoning.push_str(&text),
             Piece::Delta(Delta::Content(text)) => growing.content.push_str(&text),
             Piece::Delta(Delta::Call { name, .. }) => {
-                growing.calls.push(Call { name, arguments: String::new() });
+                growing.calls.push(Call { name, arguments: String::new(), ended: false });
             }
             Piece::Delta(Delta::Arguments { index, json }) => growing.calls[index].arguments.push_str(&json),
-            Piece::Delta(Delta::CallEnd { .. }) => {}
+            Piece::Delta(Delta::CallEnd { index }) => growing.calls[index].ended = true,
             Piece::End(end) => growing.end = Some(end),
             Piece::Failed(error) => return Err(error),
         }

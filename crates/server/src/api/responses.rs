@@ -73,19 +73,21 @@ pub(crate) async fn create(service: Arc<Service>, caller: Caller, body: Json) ->
     let whole = finished(&mut answer).await?.pop().ok_or_else(|| ApiError::internal("there is no answer"))?;
     let out = &mut Events::default();
     let mut put = |delta| items.piece(0, Piece::Delta(delta), out);
+    let nothing_else = whole.calls.is_empty() && whole.reasoning.is_empty();
     if !whole.reasoning.is_empty() {
         put(Delta::Reasoning(whole.reasoning));
     }
-    if !whole.content.is_empty() || whole.calls.is_empty() {
+    if !whole.content.is_empty() || nothing_else {
         put(Delta::Content(whole.content));
     }
     for (index, call) in whole.calls.into_iter().enumerate() {
         put(Delta::Call { index, name: call.name });
         put(Delta::Arguments { index, json: call.arguments });
-        put(Delta::CallEnd { index });
+        if call.ended {
+            put(Delta::CallEnd { index });
+        }
     }
-    items.close(out);
-    items.finish(&whole.end);
+    items.piece(0, Piece::End(whole.end), out);
     Ok(JsonBody(items.object).into_response())
 }
 
@@ -237,11 +239,15 @@ impl Items {
         append(&mut last["content"][0]["text"], more);
     }
 
-    /// Ends the last item.
+    /// Ends the last item, which is whole.
     fn close(&mut self, out: &mut Events) {
+        self.close_as("completed", out);
+    }
+
+    fn close_as(&mut self, status: &str, out: &mut Events) {
         let Some(open) = self.open.take() else { return };
         let last = self.items.len() - 1;
-        self.items[last]["status"] = "completed".into();
+        self.items[last]["status"] = status.into();
         let part = self.items[last]["content"][0].clone();
         match open {
             Open::Reasoning | Open::Message => {
@@ -324,7 +330,8 @@ impl Renderer for Items {
             }
             Piece::Delta(Delta::CallEnd { .. }) => self.close(out),
             Piece::End(end) => {
-                self.close(out);
+                // What the limit cut off is not whole.
+                self.close_as(if end.why == Why::Length { "incomplete" } else { "completed" }, out);
                 self.finish(&end);
             }
             Piece::Failed(error) => {

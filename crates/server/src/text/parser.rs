@@ -121,7 +121,8 @@ impl Parser {
             call.finish(cut, &mut json);
             self.arguments(json);
         }
-        if matches!(self.state, State::Xml(_) | State::Json { .. } | State::JsonEnd | State::XmlEnd) {
+        let written = matches!(self.state, State::JsonEnd | State::XmlEnd);
+        if written || !cut && matches!(self.state, State::Xml(_) | State::Json { .. }) {
             self.end_call();
         }
         let space = std::mem::take(&mut self.space);
