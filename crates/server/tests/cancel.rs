@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use client::{Shape, metric, post, request, served, start_with, until};
 use cpu::Cpu;
 use model::{Backend, Buffer, Fault, Model, Site, Step};
-use over_cpu::over_cpu;
+use over_cpu::{Ahead, over_cpu};
 use serde_json::{Value as Json, json};
 use server::{EngineLimits, Options, Server};
 
@@ -121,20 +121,29 @@ impl Backend for Halting {
 /// Within one chunk: whoever hangs up while a step is computed has no rows in the next one, be it of a prompt or of an answer.
 #[test]
 fn within_a_step() {
-    for (prompt, of) in
-        [("fn main() { let x = 1; }\n".repeat(140), "a prompt"), ("fn main() {".into(), "an answer")]
-    {
+    let long = "fn main() { let x = 1; }\n".repeat(140);
+    for (prompt, of, chooses) in [
+        (long.as_str(), "a prompt", false),
+        ("fn main() {", "an answer", false),
+        ("fn main() {", "an answer that the backend goes on with by itself", true),
+    ] {
         let (rows, halts) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
         let wrap = {
             let (rows, halts) = (rows.clone(), halts.clone());
-            move |cpu| Box::new(Halting { cpu, rows: rows.clone(), halts: halts.clone() }) as Box<dyn Backend>
+            move |cpu| {
+                let halting = Halting { cpu, rows: rows.clone(), halts: halts.clone() };
+                match chooses {
+                    true => Box::new(Ahead::new(halting, 8, Arc::default())) as Box<dyn Backend>,
+                    false => Box::new(halting),
+                }
+            }
         };
         let engine = EngineLimits { interleave: Duration::from_millis(1), ..EngineLimits::default() };
         let server = start_with(
             served(Shape { blocks: 128, rows: 16 }, wrap),
             Options { engine, ..Options::default() },
         );
-        let stream = ask(&server, &body(&prompt, 1900));
+        let stream = ask(&server, &body(prompt, 1900));
         until("a step stands still", || rows.load(Ordering::SeqCst) > HALT);
         let before = rows.load(Ordering::SeqCst);
         drop(stream);
