@@ -145,7 +145,7 @@ impl SamplerParams {
         some && self.penalty_window > 0
     }
 
-    /// Whether [`Self::adjust`] can change a logit.
+    /// Whether penalties or biases can change a logit.
     pub fn adjusts(&self) -> bool {
         self.penalises() || !self.logit_bias.is_empty()
     }
