@@ -1,7 +1,7 @@
 //! Where numbers went wrong: a sequence computed once more, with an eye on everything that every stage writes. Knows nothing
 //! of why; that is the debugger's to find.
 
-use model::{BLOCK, Backend, Buffer, Fault, Model, Site, Step, forward};
+use model::{BLOCK, Backend, Buffer, Fault, Hook, Hooked, Site, Step, forward};
 
 /// The first value that is no number.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,72 +44,40 @@ pub fn first_non_finite<B: Backend>(
     assert!(table.len() * BLOCK >= tokens.len(), "a block for every position");
     // Few rows at a time: every buffer is copied out.
     let chunk = backend.max_rows().min(BLOCK);
-    let mut watched = Watched { backend, from: 0, found: None };
+    let mut from = 0;
     for rows in tokens.chunks(chunk) {
+        let mut watched = Hooked::with(&mut *backend, Box::new(Watch::default()));
         // Positions are below the context, which is below 2^32.
-        let step = Step::prefill(rows, watched.from as u32, table.to_vec());
-        forward(&mut watched, &step)?;
-        if watched.found.is_some() {
-            break;
+        forward(&mut watched, &Step::prefill(rows, from as u32, table.to_vec()))?;
+        let (_, watch) = watched.into_parts();
+        if watch.found.is_some() {
+            return Ok(watch.found);
         }
-        watched.from += rows.len();
+        from += rows.len();
     }
-    Ok(watched.found)
+    Ok(None)
 }
 
-/// A backend that is looked at; once something was found, nothing more is computed.
-struct Watched<'a, B> {
-    backend: &'a mut B,
-    /// Position of the step's first row.
-    from: usize,
+/// Looks at all that is written; once something was found, nothing more is computed.
+#[derive(Default)]
+struct Watch {
     found: Option<NonFinite>,
 }
 
-impl<B: Backend> Backend for Watched<'_, B> {
-    fn model(&self) -> &Model {
-        self.backend.model()
-    }
-
-    fn max_rows(&self) -> usize {
-        self.backend.max_rows()
-    }
-
-    fn context(&self) -> usize {
-        self.backend.context()
-    }
-
-    fn kv_blocks(&self) -> usize {
-        self.backend.kv_blocks()
-    }
-
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.backend.begin(step)
-    }
-
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
+impl Hook for Watch {
+    fn run(&mut self, inner: &mut dyn Backend, step: &Step, site: Site) -> Result<(), Fault> {
         if self.found.is_some() {
             return Ok(());
         }
-        self.backend.run(site)?;
+        inner.run(site)?;
         for &buffer in site.stage.writes() {
-            let values = self.backend.read(buffer)?;
+            let values = inner.read(buffer)?;
             if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                self.found = Some(NonFinite { site, buffer, from: self.from, index, value: values[index] });
+                let from = step.rows[0].position as usize; // `usize` is no narrower than u32
+                self.found = Some(NonFinite { site, buffer, from, index, value: values[index] });
                 break;
             }
         }
         Ok(())
-    }
-
-    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>, Fault> {
-        self.backend.read(buffer)
-    }
-
-    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<(), Fault> {
-        self.backend.write(buffer, values)
-    }
-
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        self.backend.logits()
     }
 }

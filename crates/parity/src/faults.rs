@@ -16,13 +16,12 @@ use std::sync::Arc;
 
 use gguf::Dtype;
 use model::rope::{Rope, Scaling};
-use model::{Arch, Backend, Buffer, Config, Fault, Ffn, Model, Moe, Site, Spec, Stage};
+use model::{Arch, Backend, Buffer, Config, Fault, Ffn, Hook, Hooked, Model, Moe, Site, Spec, Stage};
 
 pub use list::all;
 pub use random::Random;
 
 use crate::bisect::{BisectError, Bisection, Options, bisect};
-use crate::hooked::{Hook, Hooked};
 use crate::report::{Class, Report};
 use crate::scenario::Scenario;
 use crate::side::Side;

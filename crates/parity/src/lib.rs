@@ -1,6 +1,6 @@
 //! The numeric debugger: two runs of a model held against each other, and where they part found, narrowed and explained.
 //!
-//! [`Traced`] watches a run and [`dump`] keeps it on the disk; a [`Player`] lets such a trace stand in for a backend.
+//! [`Trace::watch`] watches a run and [`dump`] keeps it on the disk; a [`Player`] lets such a trace stand in for a backend.
 //! [`bisect()`] runs two sides stage by stage and narrows the first divergence down to a [`Report`]; a [`Reproduction`] is
 //! the failing stage cut out, which [`replay`] runs alone; [`faults`] are planted on purpose, so that the debugger is itself
 //! tested. Generic over [`model::Backend`]: knows no device, and prints
@@ -14,7 +14,6 @@ pub mod dump;
 mod explain;
 pub mod faults;
 mod fingerprint;
-pub mod hooked;
 mod judge;
 mod localise;
 pub mod names;
@@ -38,7 +37,6 @@ mod verdict;
 pub use bisect::{BisectError, Bisection, Options, bisect, compare};
 pub use dump::{Arithmetic, Dump, DumpError};
 pub use fingerprint::fingerprint;
-pub use hooked::{Hook, Hooked};
 pub use judge::Judge;
 pub use place::{Number, Place};
 pub use player::Player;

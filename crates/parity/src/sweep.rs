@@ -9,11 +9,10 @@ mod cases;
 use std::fmt;
 use std::time::Instant;
 
-use model::{Backend, Buffer, Fault, Site, Step, forward};
+use model::{Backend, Buffer, Fault, Hook, Hooked, Site, Step, forward};
 use serde::Serialize;
 
 use crate::bisect::BisectError;
-use crate::hooked::{Hook, Hooked};
 use crate::report::Figures;
 use crate::scenario::Limits;
 use crate::stats::Comparison;

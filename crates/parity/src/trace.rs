@@ -4,10 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use model::{Backend, Buffer, Fault, Site, Stage, Step};
+use model::{Backend, Buffer, Fault, Hook, Hooked, Site, Stage, Step};
 use serde::{Deserialize, Serialize};
 
-use crate::hooked::{Hook, Hooked};
 use crate::place::{Number, Place};
 use crate::types::LayerTypes;
 
@@ -149,20 +148,20 @@ pub struct Keep {
     trace: Trace,
 }
 
-impl<B: Backend> Traced<B> {
+impl Trace {
     /// Watches `inner`, and the inside of its stages if it can; keeps `values`, or else statistics alone.
-    pub fn new(mut inner: B, filter: Filter, values: bool) -> Traced<B> {
+    pub fn watch<B: Backend>(mut inner: B, filter: Filter, values: bool) -> Traced<B> {
         let inside = inner.observe(true);
         let types = LayerTypes::of(inner.model());
         let trace = Trace { inside, types, ..Trace::default() };
         Hooked::with(inner, Box::new(Keep { filter, values, trace }))
     }
 
-    /// Ends the watching.
-    pub fn finish(self) -> (B, Trace) {
-        let (mut inner, keep) = self.into_parts();
+    /// What was watched; ends the watching.
+    pub fn of<B: Backend>(traced: Traced<B>) -> Trace {
+        let (mut inner, keep) = traced.into_parts();
         inner.observe(false);
-        (inner, keep.trace)
+        keep.trace
     }
 }
 
@@ -242,10 +241,10 @@ mod tests {
             let step = Step::prefill(&[5, 6, 7, 8, 9], 0, vec![0]);
             let mut plain = testing::cpu(&model);
             forward(&mut plain, &step).expect("it computes");
-            let mut traced = Traced::new(testing::cpu(&model), Filter::default(), true);
+            let mut traced = Trace::watch(testing::cpu(&model), Filter::default(), true);
             forward(&mut traced, &step).expect("it computes");
             assert_eq!(traced.logits().expect("they are there"), plain.logits().expect("they are there"));
-            let (_, trace) = traced.finish();
+            let trace = Trace::of(traced);
             assert!(trace.inside);
             let per_layer = if dense { 3 + 3 + 1 + 1 + 5 } else { 3 + 3 + 1 + 1 + 4 + 3 + 2 };
             assert_eq!(trace.entries.len(), 2 + per_layer * model.config.layers, "dense {dense}");
@@ -262,9 +261,9 @@ mod tests {
         let model = testing::model(false, 3);
         let step = Step::prefill(&[5, 6, 7, 8, 9], 0, vec![0]);
         let run = |filter: Filter| {
-            let mut traced = Traced::new(testing::cpu(&model), filter, true);
+            let mut traced = Trace::watch(testing::cpu(&model), filter, true);
             forward(&mut traced, &step).expect("it computes");
-            traced.finish().1.entries
+            Trace::of(traced).entries
         };
         let layers = run(Filter { layers: Some([1].into()), ..Filter::default() });
         assert!(layers.iter().all(|e| e.place.site.layer.is_none_or(|l| l == 1)) && layers.len() == 2 + 17);

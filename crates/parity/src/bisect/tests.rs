@@ -2,17 +2,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cpu::Cpu;
-use model::{Backend, Buffer, Stage, forward};
+use model::{Backend, Buffer, Hook, Hooked, Stage, forward};
 use oracle::Oracle;
 use quant::fixed::Activations;
 
 use super::*;
 use crate::dump::{self, Arithmetic, Dump, Origin};
 use crate::faults;
-use crate::hooked::{Hook, Hooked};
 use crate::player::Player;
 use crate::testing;
-use crate::trace::{Filter, Traced};
+use crate::trace::{Filter, Trace};
 
 const IDS: [u32; 7] = [3, 1, 4, 1, 5, 9, 2];
 
@@ -57,7 +56,7 @@ fn trace(
     arithmetic: Arithmetic,
     filter: Filter,
 ) {
-    let mut traced = Traced::new(backend, filter, true);
+    let mut traced = Trace::watch(backend, filter, true);
     let step = Step::prefill(&IDS, 0, vec![0]);
     forward(&mut traced, &step).expect("it computes");
     let origin = Origin {
@@ -69,7 +68,7 @@ fn trace(
         facts: serde_json::Value::Null,
         kernel_hash: None,
     };
-    dump::write(&folder.0, &traced.finish().1, origin, &IDS).expect("there is room");
+    dump::write(&folder.0, &Trace::of(traced), origin, &IDS).expect("there is room");
 }
 
 /// Does not show the inside of stages.

@@ -1,10 +1,9 @@
 //! Faults around stages: what a kernel, a launch or a scheduler does wrong when its weights are right.
 
-use model::{Backend, Buffer, Fault, Ffn, Model, Row, Site, Stage, Step};
+use model::{Backend, Buffer, Fault, Ffn, Hook, Model, Row, Site, Stage, Step};
 
 use super::weights::{NO_EXPERTS, usual_layer};
 use super::{restore, save};
-use crate::hooked::Hook;
 
 /// Runs a stage in place of the backend.
 pub(super) type Run = fn(&mut dyn Backend, &Step, Site) -> Result<(), Fault>;

@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Backend, Buffer, Fault, Model, Site, Stage, Step};
+use model::{Backend, Buffer, Fault, Hook, Model, Site, Stage, Step};
 
 use super::stages::{Made, after, seeing, site};
 use super::{restore, save};
-use crate::hooked::Hook;
 
 /// Reads its input before the stage that writes it is done: gets what was there before.
 struct EarlyLoad {

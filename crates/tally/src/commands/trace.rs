@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use model::{BLOCK, Backend, Config, Ffn, Stage, Step, forward};
-use parity::{Arithmetic, Comparison, Filter, Traced, dump, fingerprint, names};
+use parity::{Arithmetic, Comparison, Filter, Trace, dump, fingerprint, names};
 use serde_json::json;
 
 use crate::device::Device;
@@ -119,9 +119,9 @@ impl Args {
         let mut backend = placed.backend;
         let steps = steps(&prompted.ids, &*backend);
         let plain = logits(&mut backend, &steps)?;
-        let mut traced = Traced::new(backend, filter, values);
+        let mut traced = Trace::watch(backend, filter, values);
         let watched = logits(&mut traced, &steps)?;
-        let (_, trace) = traced.finish();
+        let trace = Trace::of(traced);
         if trace.entries.is_empty() {
             return Err(Failure::usage("the filters leave nothing of the run"));
         }

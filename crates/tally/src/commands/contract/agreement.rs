@@ -10,7 +10,7 @@ use contract::{Figures, Miss, Parameters, Verdict};
 use gguf::Dtype;
 use model::{BLOCK, Backend, Config, Ffn, Model, Moe, Row, Spec, Stage, Step};
 use parity::scenario::Limits;
-use parity::{Comparison, Filter, Run, Scenario, Traced, argmax};
+use parity::{Comparison, Filter, Run, Scenario, Trace, argmax};
 use synth::Shape;
 
 use super::forward::{count, device, table};
@@ -200,9 +200,9 @@ pub(super) fn observed(lab: &mut Lab, parameters: &Parameters, fault: Option<&st
         _ => Filter::default(),
     };
     let start = Instant::now();
-    let mut traced = Traced::new(backend, filter, true);
+    let mut traced = Trace::watch(backend, filter, true);
     let watched = logits(&mut traced, &step)?;
-    let trace = traced.finish().1;
+    let trace = Trace::of(traced);
     let seconds = start.elapsed().as_secs_f64();
     let mut tally = Tally::default();
     tally.compare("plain and observed", &plain, &watched)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use contract::{Figures, Miss, Parameters, Verdict};
 use gguf::File;
 use model::{BLOCK, Buffer, Config, Ffn, Model, Site, Stage, Step, forward};
-use parity::{Comparison, Filter, Trace, Traced};
+use parity::{Comparison, Filter, Trace};
 use safetensors::SafeTensors;
 
 use super::lab::{Lab, Room, broke, logits, tokens};
@@ -38,10 +38,10 @@ fn watched(
     let n = count(parameters, "tokens");
     let config = lab.model().config;
     let mut traced =
-        Traced::new(lab.backend(device(parameters), Room::of(n), wrong)?, Filter::default(), true);
+        Trace::watch(lab.backend(device(parameters), Room::of(n), wrong)?, Filter::default(), true);
     let step = Step::prefill(&tokens(7, n, config.vocab), 0, table(n));
     let logits = logits(&mut traced, &step)?;
-    Ok((traced.finish().1, logits, config))
+    Ok((Trace::of(traced), logits, config))
 }
 
 /// Every buffer of every stage has its shape, and nothing but numbers in it.

@@ -6,8 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use gguf::{Bytes, Tensor};
-use model::{Backend, Buffer, Fault, FfnWeights, Model, Site, Stage, Step};
-use parity::{Hook, Hooked};
+use model::{Backend, Buffer, Fault, FfnWeights, Hook, Hooked, Model, Site, Stage, Step};
 
 /// How a backend is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

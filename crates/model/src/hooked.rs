@@ -1,7 +1,7 @@
 //! The one decorator of backends: it passes everything on, and lets a hook have its way where the hook wants to. What
 //! watches a run, and what breaks one on purpose, are hooks.
 
-use model::{Backend, Buffer, Chooser, Fault, Model, Site, Step};
+use crate::{Backend, Buffer, Chooser, Fault, Model, Site, Step};
 
 /// What is done around the calls to a backend; by default nothing.
 pub trait Hook {
