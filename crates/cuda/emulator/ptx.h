@@ -142,6 +142,7 @@ inline void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier)
     if (current()->block->late()) current()->block->bulk.push(copy);
     else emulator_make(copy);
 }
+inline void bulk_copy_once(void* shared, const void* global, u32 bytes, u64* barrier) { bulk_copy(shared, global, bytes, barrier); }
 
 // ---- Tensor cores ------------------------------------------------------------------------------------------------------
 // A lane's four results of D = A B + C: rows g and g + 8, columns 2t and 2t + 1; `K` values, 16 to a word of each lane.

@@ -59,7 +59,7 @@ template <class Items> struct Stream {
             const u8* const tile = tile_at(layer, __shfl_sync(0xffffffffu, block, unit / 2), item.unit / SLICES);
             const u32 stage = issued % DEEP_STAGES;
             const bool values = unit % 2;
-            copy_stage(ring + stage * DEEP_STAGE, tile + (values ? VALUES_AT : KEYS_AT), values ? TILE_BYTES - VALUES_AT : VALUES_AT, full + stage);
+            copy_stage<true>(ring + stage * DEEP_STAGE, tile + (values ? VALUES_AT : KEYS_AT), values ? TILE_BYTES - VALUES_AT : VALUES_AT, full + stage);
             issued++;
             if (++unit == 2 * item.tiles()) begin(n + 1);
         }

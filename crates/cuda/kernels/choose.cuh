@@ -16,7 +16,7 @@ constexpr u32 ROUNDS = K <= 16 ? K : 1;
 // Order of probabilities as integers: they are no less than +0, or NaN. 0 is left for what was taken.
 __device__ __forceinline__ u32 rank_key(f32 p) { return p != p ? 1 : __float_as_uint(p) + 2; }
 
-// `logits` [E] to `experts` [K] and `weights` [K]; with `most` less than K, only the first so many experts, and no weights.
+// `logits` [E] to `experts` [K] and `weights` [K]; without weights (null), only the first `most` experts.
 __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32* weights, u32 most = K) {
     const u32 lane = threadIdx.x % 32;
     f32 p[OWN];
@@ -89,6 +89,7 @@ __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32*
         }
         if (r % 32 == lane) mine[r / 32] = weight;
     }
+    if (!weights) return;
     // 2^-14: cpu::ops::RENORMALISE_FLOOR. A NaN sum meets the floor too.
     const f32 floor = 6.103515625e-5f;
     const f32 divisor = chosen_sum > floor ? chosen_sum : floor;
@@ -100,4 +101,52 @@ __device__ __forceinline__ void choose_row(const f32* logits, u32* experts, f32*
         if constexpr (RENORMALISE) weight = __fdiv_rn(weight, divisor);
         weights[r] = __fmul_rn(weight, __int_as_float(EXPERT_SCALE));
     }
+}
+
+// Ids alone, of the first `most` of a row's experts, in half the time of choose_row; by one warp. False where that is not
+// to be told from the logits: two whose probabilities may round to the same or the other way round, or no numbers.
+//
+// The choice is by probability, so that equals go by id. Logits within 64 of the greatest that are apart by 2^-12 have
+// probabilities in the same order, and far from each other: the error of l - max is at most 2^-19, the relative errors of the
+// exponential and the quotient 2^-22 each. A key has the upper bits of a logit, less than 2^-12 below it (up to 32), and the
+// expert's number.
+__device__ __forceinline__ bool choose_apart(const f32* logits, u32* experts, u32 most) {
+    if constexpr (E > 128) return false;
+    constexpr u32 ID = 127;
+    const f32 APART = 4.8828125e-4f, LARGEST = 32.0f;  // 2^-11
+    const u32 lane = threadIdx.x % 32;
+    u32 key[OWN];
+    bool clear = true;
+#pragma unroll
+    for (u32 i = 0; i < OWN; i++) {
+        const u32 e = i * 32 + lane;
+        const f32 l = e < E ? load_fresh(logits + e) : 0.0f;
+        clear = clear && l == l;
+        const u32 bits = __float_as_uint(l);
+        key[i] = e < E ? (((i32)bits < 0 ? ~bits : bits | 0x80000000u) & ~ID) | e : 0;
+    }
+    clear = __all_sync(0xffffffffu, clear);
+#pragma unroll
+    for (u32 end = OWN - 1; end > 0; end--)
+#pragma unroll
+        for (u32 i = 0; i < end; i++) {
+            const u32 a = key[i], b = key[i + 1];
+            key[i] = max(a, b), key[i + 1] = min(a, b);
+        }
+    f32 before = LARGEST;
+#pragma unroll ROUNDS + 1
+    for (u32 r = 0; r <= K; r++) {
+        if (r == E || r > most) break;
+        const u32 top = __reduce_max_sync(0xffffffffu, key[0]), value = top & ~ID;
+        const f32 l = __uint_as_float((i32)value < 0 ? value & 0x7fffffffu : ~value);
+        clear = clear && l > -LARGEST && __fsub_rn(before, l) >= APART;
+        before = l;
+        if (key[0] == top) {
+            if (r < most) experts[r] = top & ID;
+#pragma unroll
+            for (u32 i = 0; i + 1 < OWN; i++) key[i] = key[i + 1];
+            key[OWN - 1] = 0;
+        }
+    }
+    return clear;
 }

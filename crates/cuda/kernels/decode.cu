@@ -37,6 +37,7 @@ struct Qkv {
         const u32 type = band < Q_END ? q.type : band < K_END ? k.type : v.type;
         return item_of(data, type, band - start, column, COLUMNS);
     }
+    __device__ __forceinline__ u64 offset(const Item&) const { return 0; }
     __device__ __forceinline__ f32 before(u32, u32) const { return 0.0f; }
     __device__ __forceinline__ void finish(u32 place, u32 row, f32, const f32* terms) const {
         const u32 band = spread(place), start = band < Q_END ? 0 : band < K_END ? Q_END : K_END;
@@ -73,6 +74,7 @@ struct AttnOut {
     f32* x;
 
     __device__ __forceinline__ Item item(u32 band, u32 column) const { return item_of(w.data, w.type, band, column, COLUMNS); }
+    __device__ __forceinline__ u64 offset(const Item&) const { return 0; }
     __device__ __forceinline__ f32 before(u32 band, u32 row) const { return band * BAND + row < HIDDEN ? load_fresh(x + band * BAND + row) : 0.0f; }
     __device__ __forceinline__ void finish(u32 band, u32 row, f32 before, const f32* terms) const {
         const u32 at = band * BAND + row;

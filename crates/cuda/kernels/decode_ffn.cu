@@ -1,7 +1,8 @@
 // Batch-1 decode: the feed-forward network, of the chosen experts or dense.
 //
 // decode_up: hidden[rank][F] = silu(gate x) * (up x). Mixture: the row is normed_fixed, made by decode_route, and the
-// experts are known only after the wait: chosen by decode_route, or here by every block from the logits. Dense: x is normalised here and the weights are fetched before the wait.
+// experts are known only after the wait: chosen by decode_route, or here and in decode_down by every block from the logits.
+// Dense: x is normalised here and the weights are fetched before the wait.
 // decode_down: rounds hidden, multiplies with `down` of every chosen expert, combines by fma in rank order, x += sum.
 // Grid: one block of 16 warps to a processor (decode_stream.cuh). Orders: as rules 1, 3 and 6 write them. Bytes: the
 // matrices of the chosen experts once.
@@ -10,9 +11,6 @@
 
 constexpr bool MIXTURE = EXPERTS > 0;
 constexpr u32 RANKS = MIXTURE ? USED : 1;
-
-// Bytes of one expert's tiles.
-__device__ __forceinline__ u64 expert_stride(u32 type, u32 k, u32 rows) { return (u64)((rows + 31) / 32) * (k / 256) * column_bytes(type); }
 
 #if HIDDEN % 256 == 0
 struct Up {
@@ -25,9 +23,9 @@ struct Up {
     __device__ __forceinline__ Item item(u32 band, u32 column) const {
         const Matrix& m = column < BLOCKS ? gate : up;
         const u32 rank = band / BANDS, block = column < BLOCKS ? column : column - BLOCKS;
-        const u8* data = m.data + (MIXTURE ? experts[rank] * expert_stride(m.type, HIDDEN, WIDTH) : 0);
-        return item_of(data, m.type, band - rank * BANDS, block, BLOCKS);
+        return item_of(m.data, m.type, band - rank * BANDS, block, BLOCKS, rank);
     }
+    __device__ __forceinline__ u64 offset(const Item& item) const { return MIXTURE ? experts[item.rank] * expert_stride(item.type, HIDDEN, WIDTH) : 0; }
     __device__ __forceinline__ f32 before(u32, u32) const { return 0.0f; }
     __device__ __forceinline__ void finish(u32 band, u32 row, f32, const f32* terms) const {
         const u32 rank = band / BANDS, at = (band - rank * BANDS) * BAND + row;
@@ -43,14 +41,22 @@ struct Choice {
     f32* weights;
     const f32* logits;
 
-    // Into shared memory, by the first warp. Not synchronised. With `most` less than RANKS, only so many experts if the
-    // choice is still to be made, and no weights.
-    __device__ __forceinline__ void take(u32* chosen, f32* weight, u32 most = RANKS) const {
+    // Into shared memory, by the first warp. Not synchronised.
+    __device__ __forceinline__ void take(u32* chosen, f32* weight) const {
         if (threadIdx.x >= 32) return;
-        if (logits) return choose_row(logits, chosen, weight, most);
+        if (logits) return choose_row(logits, chosen, weight);
         if (threadIdx.x >= RANKS) return;
         chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
         weight[threadIdx.x] = load_fresh(weights + threadIdx.x);
+    }
+    // The first `most` experts alone, which is sooner.
+    __device__ __forceinline__ void take_experts(u32* chosen, u32 most) const {
+        if (threadIdx.x >= 32) return;
+        if (!logits) {
+            if (threadIdx.x < most) chosen[threadIdx.x] = load_fresh(experts + threadIdx.x);
+        } else if (!choose_apart(logits, chosen, most)) {
+            choose_row(logits, chosen, nullptr, most);
+        }
     }
 };
 
@@ -59,7 +65,6 @@ decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gat
 #if HIDDEN % 256 == 0
     u8* const shared = dynamic_shared<u8>();
     __shared__ u32 chosen[RANKS];
-    __shared__ f32 weight[RANKS];
     constexpr u32 ROW = MIXTURE ? sizeof(Planes<HIDDEN>) : sizeof(NormedRow<HIDDEN>);
     Planes<HIDDEN>& planes = *(Planes<HIDDEN>*)shared;  // a NormedRow begins with them
     const Up job{gate, up, chosen, hidden};
@@ -69,16 +74,12 @@ decode_up(const f32* x, const f32* norm, Fixed normed, Choice choice, Matrix gat
         launch_dependents();
         Copied<HIDDEN, THREADS> row;
         row.fetch(normed);
-        // The first block is the one that writes the choice down; the others need it as far as their bands go.
-        choice.take(chosen, weight, blockIdx.x == 0 ? RANKS : (stream.share.end + Up::BANDS - 1) / Up::BANDS);
+        // As far as this block's bands go.
+        choice.take_experts(chosen, (stream.share.end + Up::BANDS - 1) / Up::BANDS);
         row.store(planes);
         __syncthreads();
         // No barrier after it: a warp may multiply its first slice while others still ask for theirs.
         stream.start();
-        if (choice.logits && blockIdx.x == 0 && threadIdx.x < RANKS) {
-            choice.experts[threadIdx.x] = chosen[threadIdx.x];
-            choice.weights[threadIdx.x] = weight[threadIdx.x];
-        }
     } else {
         stream.start();
         Norm<HIDDEN> row;
@@ -101,11 +102,11 @@ struct Down {
 
     __device__ __forceinline__ Item item(u32 band, u32 column) const {
         const u32 rank = column / BLOCKS;
-        const u8* data = down.data + (MIXTURE ? experts[rank] * expert_stride(down.type, WIDTH, HIDDEN) : 0);
-        Item item = item_of(data, down.type, band, column - rank * BLOCKS, BLOCKS);
+        Item item = item_of(down.data, down.type, band, column - rank * BLOCKS, BLOCKS, rank);
         item.block = column;
         return item;
     }
+    __device__ __forceinline__ u64 offset(const Item& item) const { return MIXTURE ? experts[item.rank] * expert_stride(item.type, WIDTH, HIDDEN) : 0; }
     __device__ __forceinline__ f32 before(u32 band, u32 row) const { return band * BAND + row < HIDDEN ? load_fresh(x + band * BAND + row) : 0.0f; }
     __device__ __forceinline__ void finish(u32 band, u32 row, f32 before, const f32* terms) const {
         const u32 at = band * BAND + row;
@@ -121,8 +122,8 @@ struct Down {
 #endif
 
 // Cycles that decode_up has for asking for its weights before those of decode_down join the queue: decode_up's are waited for
-// first. Measured on an H200: 1,500 and 3,000 are 1.4% of a token better than 0, 4,500 no better.
-constexpr u32 HEAD_START = 2000;
+// first. Measured on an H200: 1,000 and 1,500 are 0.8% of a token better than 500, and 0.4% than 2,000.
+constexpr u32 HEAD_START = 1000;
 
 // `early`: the kernel ahead is decode_up, which starts this one when its own wait is over, so what the choice of experts
 // is made of stands already.
@@ -144,6 +145,11 @@ decode_down(const f32* hidden, Choice choice, Matrix down, f32* x, u32 early, Pl
     stream.start();
     wait_dependencies();
     launch_dependents();
+    // Written down for whoever looks at a step.
+    if (MIXTURE && choice.logits && blockIdx.x == 0 && threadIdx.x < RANKS) {
+        choice.experts[threadIdx.x] = chosen[threadIdx.x];
+        choice.weights[threadIdx.x] = weight[threadIdx.x];
+    }
     round_row(planes, hidden, WARPS);
     __syncthreads();
     stream.run(planes);

@@ -6,17 +6,18 @@
 // Orders: the norm's as rule 3 writes it; a logit's 32 partial sums are lanes, fma in ascending k, butterfly 16 ... 1; the
 // choice's as in choose.cuh. Bytes: 4 E D (f32) read.
 #include "choose.cuh"
+#include "ring.cuh"
 #include "row.cuh"
 
 #if HIDDEN % 256 == 0 && EXPERTS > 0
-constexpr u32 WARPS = 16, THREADS = 32 * WARPS;
-// Router rows to a block: one, up to the processors that any GPU has today. A row is a chain of dependent instructions, and
+// Router rows to a block: one, for as many experts as models have today. A row is a chain of dependent instructions, and
 // rows beside each other on a processor contend for its shared memory.
 constexpr u32 ROWS = (EXPERTS + 127) / 128;
 
 // Dynamic shared memory, the row's values normalised in place; after it the block's rows of the router, [ROWS][D].
 struct Shared {
     NormedRow<HIDDEN> row;
+    u64 full;  // mbarrier of the rows
     u32 last;
 };
 
@@ -64,9 +65,12 @@ decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fi
     const u32 warp = threadIdx.x / 32, first = blockIdx.x * ROWS;
     const u32 count = min(ROWS, EXPERTS - first), bytes = HIDDEN * weight_bytes(router.type);
     const u8* from = router.data + (u64)first * bytes;
-#pragma unroll 1
-    for (u32 i = threadIdx.x; i < count * bytes / 16; i += THREADS) async_copy16(rows + i * 16, from + i * 16);
-    async_commit();
+    if (warp == 0) {
+        if (threadIdx.x == 0) mbarrier_init(&s.full, FULL_ARRIVALS);
+        mbarrier_fence();
+        __syncwarp();
+        copy_stage<true>(rows, from, count * bytes, &s.full);
+    }
     Norm<HIDDEN> row;
     row.prepare(norm);
     wait_dependencies();
@@ -74,7 +78,7 @@ decode_route(const f32* x, const f32* norm, Matrix router, f32* normed, Fixed fi
     row.run(s.row, x, norm, [&](u32 k, const Eight& v) {
         ((float4*)(s.row.x + k))[0] = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
         ((float4*)(s.row.x + k))[1] = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
-    }, [] { async_wait<0>(); });
+    }, [&] { mbarrier_wait(&s.full, 0); });
     if (warp < count) {
         const f32 v = logit(rows + warp * bytes, s.row.x, router.type);
         if (threadIdx.x % 32 == 0) logits[first + warp] = v;

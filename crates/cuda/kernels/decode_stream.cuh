@@ -15,20 +15,16 @@
 constexpr u32 WARPS = 16;
 constexpr u32 THREADS = 32 * WARPS;
 
+// Slices that a warp may have under way.
+constexpr u32 SLOTS = 4;
+
 // Chosen by the host from the shared memory there is (launch/decode.rs).
 struct Plan {
     u32 pass;        // bands to a pass, 32 at most
-    u32 depth;       // slices that a warp has under way: 1 to 4
-    u32 slots;       // as many, or fewer if that is all the slices a warp has
+    u32 slots;       // slices that a warp has under way: 1 to SLOTS
     u32 slot_bytes;  // of the largest slice
     u32 ring;        // where the rings begin
 };
-
-// Waits until all but the newest depth - 1 groups of this thread's copies have landed.
-__device__ __forceinline__ void wait_copies(u32 depth) {
-    if (depth > 2) depth == 3 ? async_wait<2>() : async_wait<3>();
-    else depth == 1 ? async_wait<0>() : async_wait<1>();
-}
 
 // The bands [first, end) of this block, of `count` in all: shares differ by one at most.
 struct Share {
@@ -40,6 +36,7 @@ __device__ __forceinline__ Share share_of(u32 count) {
 
 // Job: static constexpr u32 COLUMNS;
 //      Item item(u32 band, u32 column) const;
+//      u64 offset(const Item&) const: from the first expert's slice to that of the expert chosen; known when `start` is called.
 //      f32 before(u32 band, u32 row) const: what the row held, fetched ahead of the product;
 //      void finish(u32 band, u32 row, f32 before, const f32* terms): the row's terms [COLUMNS][TERMS][BAND], at this row.
 // ROW: bytes of the activations.
@@ -50,35 +47,65 @@ template <class Job, u32 ROW> struct Stream {
     const Share share;
     f32* const terms;
     u8* const ring;
-    u32 next = threadIdx.x / 32, slot_in = 0;  // the warp's next slice to fetch, and its slot
+    u64* const full;  // of the warp's slots
+    // From sm_90 on a lane asks for a slice, the warp's first ones each by another; all but the expert is known ahead, and
+    // what comes between the choice of experts and the copies is on the critical path.
+    Item ahead;
+    bool asks = false;
 
     __device__ __forceinline__ Stream(const Job& job, const Plan& plan, Share share, u8* shared)
         : job(job), plan(plan), share(share), terms((f32*)(shared + ROW)),
-          ring(shared + plan.ring + threadIdx.x / 32 * plan.slot_bytes) {}
-
-    __device__ __forceinline__ u8* slot_at(u32 slot) const { return ring + slot * WARPS * plan.slot_bytes; }
-
-    __device__ __forceinline__ void fetch() {
-        if (share.first + next / COLUMNS < share.end) {
-            const Item item = job.item(share.first + next / COLUMNS, next % COLUMNS);
-            by_type(item.type, [&](auto t) {
-                copy_slice<decltype(t)::value>(item, slot_at(slot_in), threadIdx.x % 32);
-            });
-        }
-        async_commit();
-        next += WARPS;
-        slot_in = slot_in + 1 == plan.slots ? 0 : slot_in + 1;
+          ring(shared + plan.ring + threadIdx.x / 32 * plan.slot_bytes), full(barriers() + threadIdx.x / 32 * SLOTS) {
+        const u32 lane = threadIdx.x % 32, i = threadIdx.x / 32 + lane * WARPS;
+        if (lane < plan.slots) mbarrier_init(full + lane, FULL_ARRIVALS);
+        mbarrier_fence();
+#if __CUDA_ARCH__ >= 900
+        asks = lane < plan.slots && there(i);
+        if (!asks) return;
+        ahead = item(i);
+        mbarrier_expect(full + lane, slice_bytes(ahead.type));
+#endif
     }
 
-    // Fills the ring. Every slice is a group of copies, those that are not there too.
-    __device__ __forceinline__ void start() {
+    __device__ __forceinline__ static u64* barriers() {
+        __shared__ u64 all[WARPS * SLOTS];
+        return all;
+    }
+    __device__ __forceinline__ u8* slot_at(u32 slot) const { return ring + slot * WARPS * plan.slot_bytes; }
+
+    // Slice i of the block, if there are so many.
+    __device__ __forceinline__ bool there(u32 i) const { return share.first + i / COLUMNS < share.end; }
+    __device__ __forceinline__ Item item(u32 i) const { return job.item(share.first + i / COLUMNS, i % COLUMNS); }
+
+    // Asks for slice i.
+    __device__ __forceinline__ void fetch(u32 i, u32 slot) const {
+        if (!there(i)) return;
+        const Item next = item(i);
+#if __CUDA_ARCH__ >= 900
+        if (threadIdx.x % 32 != 0) return;
+        mbarrier_expect(full + slot, slice_bytes(next.type));
+#endif
+        copy_slice(slot_at(slot), next.from + job.offset(next), next.type, full + slot);
+#if __CUDA_ARCH__ < 900
+        async_arrive(full + slot);
+#endif
+    }
+
+    // Fills the ring.
+    __device__ __forceinline__ void start() const {
+#if __CUDA_ARCH__ >= 900
+        const u32 lane = threadIdx.x % 32;
+        if (asks) copy_slice(slot_at(lane), ahead.from + job.offset(ahead), ahead.type, full + lane);
+#else
+        __syncwarp();
 #pragma unroll 1
-        for (u32 i = 0; i < plan.depth; i++) fetch();
+        for (u32 slot = 0; slot < plan.slots; slot++) fetch(threadIdx.x / 32 + slot * WARPS, slot);
+#endif
     }
 
     template <u32 K> __device__ __forceinline__ void run(const Planes<K>& planes) {
         const u32 lane = threadIdx.x % 32;
-        u32 slot = 0, i = threadIdx.x / 32;
+        u32 slot = 0, parity = 0, i = threadIdx.x / 32;
 #pragma unroll 1
         for (u32 first = share.first; first < share.end; first += plan.pass) {
             const u32 end = min(first + plan.pass, share.end);
@@ -87,20 +114,16 @@ template <class Job, u32 ROW> struct Stream {
             f32* to = terms - (first - share.first) * COLUMNS * TERMS * BAND;
 #pragma unroll 1
             for (; i < (end - share.first) * COLUMNS; i += WARPS) {
-                wait_copies(plan.depth);
-                __syncwarp();
-                const Item item = job.item(share.first + i / COLUMNS, i % COLUMNS);
-                by_type(item.type, [&](auto t) {
+                mbarrier_wait(full + slot, parity);
+                const Item now = item(i);
+                by_type(now.type, [&](auto t) {
                     constexpr u32 T = decltype(t)::value;
-                    slice_terms<T>(slot_at(slot), lane, planes, item.block, to + i * TERMS * BAND);
+                    slice_terms<T>(slot_at(slot), lane, planes, now.block, to + i * TERMS * BAND);
                 });
+                __syncwarp();
+                fetch(i + plan.slots * WARPS, slot);
                 slot = slot + 1 == plan.slots ? 0 : slot + 1;
-                if (share.first + next / COLUMNS < share.end) {
-                    __syncwarp();
-                    fetch();
-                } else {
-                    async_commit();
-                }
+                parity ^= slot == 0;
             }
             __syncthreads();
             if (band < end) job.finish(band, row, before, terms + threadIdx.x / BAND * COLUMNS * TERMS * BAND + row);

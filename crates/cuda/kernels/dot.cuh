@@ -1,11 +1,12 @@
 // Products of slices with an activation row, and how a slice comes from a tile into shared memory.
 //
-// A slice is sixteen weight rows ("a band", half a tile) by 256 values, multiplied by int8 tensor cores (exact: integers in,
+// A slice is a band, sixteen weight rows, by 256 values: a run of bytes (of small blocks, eight), multiplied by int8 tensor cores (exact: integers in,
 // 32-bit integers out): the weights' rows are A's, and B's eight columns are the two planes of four parts of the
 // activations, each of which the other parts' weights see as zeros. That wastes three quarters of the multiplications and
 // no instructions, and those are what counts: by four-way dots (dp4a) the same slice takes twice as long, since every lane
 // must read 16 times the activations from shared memory (measured: 1,300 to 1,900 cycles for sixteen warps' slices).
 #pragma once
+#include "ring.cuh"
 #include "row.cuh"
 #include "types.cuh"
 
@@ -22,58 +23,54 @@ template <class F> __device__ __forceinline__ void by_type(u32 type, F&& f) {
 template <u32 T> struct Slice {
     // Blocks of a row; a block is one term of the row's sum.
     static constexpr u32 BLOCKS = 256 / Layout<T>::VALUES;
-    // Whole 16-byte pieces of a block, and bytes beyond them: the scale of Q6_K and Q8_0.
-    static constexpr u32 UNITS = Layout<T>::BYTES / 16, REST = Layout<T>::BYTES % 16;
-    // In shared memory: [BLOCKS][UNITS][16 rows][16 bytes], then [BLOCKS][16 rows][REST].
-    static constexpr u32 WHOLE = BLOCKS * UNITS * 256;
-    static constexpr u32 BYTES = WHOLE + BLOCKS * 16 * REST;
+    // In a band's block, where the scale is: behind its whole 16-byte pieces (Q6_K, Q8_0).
+    static constexpr u32 WHOLE = Layout<T>::BYTES / 16 * 256;
     // Bytes of 32 rows by 256 values.
     static constexpr u32 COLUMN = BLOCKS * COLUMN_BYTES<T>;
 };
 
-// Rows of a slice, and the bands that hold so many rows.
-constexpr u32 BAND = 16;
+// Bands that hold so many rows.
 constexpr __host__ __device__ u32 bands(u32 rows) { return (rows + BAND - 1) / BAND; }
 
 // Terms that a slice of any type of this model may have.
 constexpr u32 TERMS = has(T_Q8_0) ? 8 : 1;
 
-// What a slice is: the upper or lower half of the column of 32 rows by 256 values at `column`, to be multiplied with block
-// `block` of the activation row.
+// A slice: where it lies, but for the expert that it is of; to be multiplied with block `block` of the activation row.
 struct Item {
-    const u8* column;
-    u32 lower;
+    const u8* from;
     u32 type;
     u32 block;
+    u32 rank;  // of the expert among those chosen
 };
 
+// Bytes of 32 rows by 256 values.
 __device__ __forceinline__ u32 column_bytes(u32 type) {
     u32 bytes = 0;
     by_type(type, [&](auto t) { bytes = Slice<decltype(t)::value>::COLUMN; });
     return bytes;
 }
 
-// Column `block` of band `band` of a matrix whose rows are `blocks` blocks long.
-__device__ __forceinline__ Item item_of(const u8* data, u32 type, u32 band, u32 block, u32 blocks) {
-    return {data + (u64)(band / 2 * blocks + block) * column_bytes(type), band % 2, type, block};
+// Bytes of one expert's tiles.
+__device__ __forceinline__ u64 expert_stride(u32 type, u32 k, u32 rows) { return (u64)((rows + 31) / 32) * (k / 256) * column_bytes(type); }
+
+// Column `block` of band `band` of a matrix whose rows are `blocks` blocks long; of its first expert, if it is of several.
+__device__ __forceinline__ Item item_of(const u8* data, u32 type, u32 band, u32 block, u32 blocks, u32 rank = 0) {
+    // A slice of small blocks is in pieces, each with the other band's beside it.
+    u32 other = 0;
+    by_type(type, [&](auto t) { other = BAND_BYTES<decltype(t)::value>; });
+    return {data + (u64)(band / 2 * blocks + block) * column_bytes(type) + band % 2 * other, type, block, rank};
 }
 
-// Starts the copy of a slice to shared memory; the warp's lanes share the pieces.
-template <u32 T> __device__ __forceinline__ void copy_slice(const Item& item, u8* to, u32 lane) {
-    using S = Slice<T>;
-    constexpr u32 PIECES = S::WHOLE / 16;
-    // 32 lanes copy two units a step, which is a block of Q8_0.
-    constexpr u32 STEP = S::UNITS == 2 ? COLUMN_BYTES<T> : 2 * 512;
-    const u8* from = item.column + lane / 16 * 512 + item.lower * 256 + lane % 16 * 16;
+// Bytes of a slice.
+__device__ __forceinline__ u32 slice_bytes(u32 type) { return column_bytes(type) / 2; }
+
+// Starts the copy of a slice to shared memory; as copy_once (ring.cuh).
+__device__ __forceinline__ void copy_slice(u8* to, const u8* from, u32 type, u64* full) {
+    by_type(type, [&](auto t) {
+        constexpr u32 T = decltype(t)::value;
 #pragma unroll
-    for (u32 i = 0; i * 32 < PIECES; i++)
-        if (i * 32 + 32 <= PIECES || i * 32 + lane < PIECES) async_copy16(to + (i * 32 + lane) * 16, from + i * STEP);
-    if constexpr (S::REST != 0) {
-        static_assert(S::REST == 2, "sixteen rows' scales are two pieces");
-        if (lane < S::BLOCKS * 2)
-            async_copy16(to + S::WHOLE + lane * 16,
-                         item.column + lane / 2 * COLUMN_BYTES<T> + S::UNITS * 512 + item.lower * 32 + lane % 2 * 16);
-    }
+        for (u32 b = 0; b < Slice<T>::BLOCKS; b++) copy_once(to + b * BAND_BYTES<T>, from + b * COLUMN_BYTES<T>, BAND_BYTES<T>, full);
+    });
 }
 
 // A lane's share of a block of activations, as B fragments want it: column i = lane / 8 of the tensor cores' pairs of columns
@@ -141,8 +138,8 @@ template <u32 T> __device__ __forceinline__ void sums_of_32(const u8* slice, u32
     for (u32 p = 0; p < 4; p++) {
         const u32(&b)[4] = x.word[p];
         if constexpr (T == T_Q8_0) {
-            mma_k32<true>(even.v, load_units(slice, p * 4, lane).v, b[0], b[1]);
-            mma_k32<true>(odd.v, load_units(slice, p * 4 + 2, lane).v, b[2], b[3]);
+            mma_k32<true>(even.v, load_units(slice + 2 * p * BAND_BYTES<T>, 0, lane).v, b[0], b[1]);
+            mma_k32<true>(odd.v, load_units(slice + (2 * p + 1) * BAND_BYTES<T>, 0, lane).v, b[2], b[3]);
         } else {
             // Low and high nibbles of two pieces.
             const Four w = load_units(slice, Layout<T>::QS + p * 2, lane);
@@ -245,7 +242,7 @@ __device__ __forceinline__ void slice_terms(const u8* slice, u32 lane, const Pla
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             const u32 b = q * 2 + i / 2, at = r + i % 2 * 8;
-            const f32 d = half_at(slice + Slice<T>::WHOLE + b * 32 + at * 2);
+            const f32 d = half_at(slice + b * BAND_BYTES<T> + Slice<T>::WHOLE + at * 2);
             terms[b * BAND + at] = __fmul_rn(scale, __fmul_rn(d, both_planes(sums[i / 2].v[i % 2 * 2], sums[i / 2].v[i % 2 * 2 + 1])));
         }
     } else {

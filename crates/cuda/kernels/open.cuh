@@ -9,7 +9,7 @@
 template <u32 BITS, u32 RUN> __device__ __forceinline__ u32 plane_field(const u8* pieces, u32 i) {
     constexpr u32 WEIGHTS = RUN * 8 / BITS;
     const u32 byte = i / WEIGHTS * RUN + i % RUN, shift = i % WEIGHTS / RUN * BITS;
-    return (pieces[byte / 16 * 512 + byte % 16] >> shift) & ((1u << BITS) - 1);
+    return (pieces[byte / 16 * (BAND * 16) + byte % 16] >> shift) & ((1u << BITS) - 1);
 }
 
 __device__ __forceinline__ f32 f16_at(const u8* p) { return f16_to_f32(*(const u16*)p); }
@@ -31,41 +31,41 @@ __device__ __forceinline__ void packed_scale_min(const u8* packed, u32 j, i32& s
     }
 }
 
-// Weight i of the block of row `row` (0 to 31) in a column of 32 rows' blocks.
-template <u32 T> __device__ __forceinline__ f32 open_weight_in(const u8* column, u32 row, u32 i) {
+// Weight i of the block of row `row` (0 to 15) among a band's blocks.
+template <u32 T> __device__ __forceinline__ f32 open_weight_in(const u8* band, u32 row, u32 i) {
     using L = Layout<T>;
     if constexpr (T == T_Q4K || T == T_Q5K) {
-        const u8* head = unit(column, 0, row);
+        const u8* head = unit(band, 0, row);
         i32 scale;
         u32 min;
         packed_scale_min(head + 4, i / 32, scale, min);
-        u32 code = plane_field<4, 32>(unit(column, L::QS, row), i);
-        if constexpr (T == T_Q5K) code |= plane_field<1, 32>(unit(column, L::QH, row), i) << 4;
+        u32 code = plane_field<4, 32>(unit(band, L::QS, row), i);
+        if constexpr (T == T_Q5K) code |= plane_field<1, 32>(unit(band, L::QH, row), i) << 4;
         return super_weight(f16_at(head), scale, (i32)code, f16_at(head + 2), min);
     } else if constexpr (T == T_Q6K) {
-        const u32 code = plane_field<4, 64>(unit(column, L::QL, row), i) | plane_field<2, 32>(unit(column, L::QH, row), i) << 4;
-        const i32 scale = (i8)unit(column, L::SCALES, row)[i / 16];
-        return super_weight(f16_at(column + L::D + row * 2), scale, (i32)code - 32, 0.0f, 0);
+        const u32 code = plane_field<4, 64>(unit(band, L::QL, row), i) | plane_field<2, 32>(unit(band, L::QH, row), i) << 4;
+        const i32 scale = (i8)unit(band, L::SCALES, row)[i / 16];
+        return super_weight(f16_at(band + L::D + row * 2), scale, (i32)code - 32, 0.0f, 0);
     } else if constexpr (T == T_Q2K) {
-        const u32 code = plane_field<2, 32>(unit(column, L::QS, row), i), both = unit(column, L::SCALES, row)[i / 16];
-        const u8* d = column + L::D + row * 4;
+        const u32 code = plane_field<2, 32>(unit(band, L::QS, row), i), both = unit(band, L::SCALES, row)[i / 16];
+        const u8* d = band + L::D + row * 4;
         return super_weight(f16_at(d), (i32)(both & 15), (i32)code, f16_at(d + 2), both >> 4);
     } else if constexpr (T == T_Q3K) {
-        const u32 code = plane_field<2, 32>(unit(column, L::QS, row), i) | plane_field<1, 32>(unit(column, L::HMASK, row), i) << 2;
+        const u32 code = plane_field<2, 32>(unit(band, L::QS, row), i) | plane_field<1, 32>(unit(band, L::HMASK, row), i) << 2;
         const u32 j = i / 16;
-        const u32 low = column[L::SCALES + row * 8 + j % 8] >> (j / 8 * 4) & 15;
-        const u32 high = column[L::SCALES_HIGH + row * 4 + j % 4] >> (j / 4 * 2) & 3;
-        return super_weight(f16_at(column + L::D + row * 2), (i32)(low | high << 4) - 32, (i32)code - 4, 0.0f, 0);
+        const u32 low = band[L::SCALES + row * 8 + j % 8] >> (j / 8 * 4) & 15;
+        const u32 high = band[L::SCALES_HIGH + row * 4 + j % 4] >> (j / 4 * 2) & 3;
+        return super_weight(f16_at(band + L::D + row * 2), (i32)(low | high << 4) - 32, (i32)code - 4, 0.0f, 0);
     } else if constexpr (T == T_Q8_0) {
-        const i32 code = (i8)unit(column, L::QS + i / 16, row)[i % 16];
-        return __fmul_rn(f16_at(column + L::D + row * 2), __int2float_rn(code));
+        const i32 code = (i8)unit(band, L::QS + i / 16, row)[i % 16];
+        return __fmul_rn(f16_at(band + L::D + row * 2), __int2float_rn(code));
     } else {
-        u32 code = plane_field<4, 16>(unit(column, L::QS, row), i);
-        if constexpr (T == T_Q5_0 || T == T_Q5_1) code |= (*(const u32*)(column + L::QH + row * 4) >> i & 1) << 4;
+        u32 code = plane_field<4, 16>(unit(band, L::QS, row), i);
+        if constexpr (T == T_Q5_0 || T == T_Q5_1) code |= (*(const u32*)(band + L::QH + row * 4) >> i & 1) << 4;
         if constexpr (T == T_Q4_0 || T == T_Q5_0) {
-            return __fmul_rn(f16_at(column + L::D + row * 2), __int2float_rn((i32)code - (T == T_Q4_0 ? 8 : 16)));
+            return __fmul_rn(f16_at(band + L::D + row * 2), __int2float_rn((i32)code - (T == T_Q4_0 ? 8 : 16)));
         } else {
-            const u8* d = column + L::D + row * 4;
+            const u8* d = band + L::D + row * 4;
             return __fadd_rn(__fmul_rn(f16_at(d), __int2float_rn((i32)code)), f16_at(d + 2));
         }
     }
@@ -74,7 +74,7 @@ template <u32 T> __device__ __forceinline__ f32 open_weight_in(const u8* column,
 template <u32 T> __device__ __forceinline__ f32 open_weight_of(const u8* tiles, u32 row_len, u32 row, u32 k) {
     using L = Layout<T>;
     const u8* column = tiles + row / 32 * tile_bytes<T>(row_len) + (u64)(k / L::VALUES) * COLUMN_BYTES<T>;
-    return open_weight_in<T>(column, row % 32, k % L::VALUES);
+    return open_weight_in<T>(band_of<T>(column, row % 32 / BAND), row % BAND, k % L::VALUES);
 }
 
 // Weight k of row `row` of a matrix with rows of `row_len`, of its first expert.

@@ -69,14 +69,14 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
     for (u32 h = 0; h < 2; h++) {
         uint2 scales[2][2];
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) scales[i / 2][i % 2] = half_scales<T>(column, row + 8 * i, h);
+        for (u32 i = 0; i < 4; i++) scales[i / 2][i % 2] = half_scales<T>(band_of<T>(column, i / 2), row + i % 2 * 8, h);
 #pragma unroll
         for (u32 s = 0; s < 4; s++) {
             u32 a[2][2][4];
 #pragma unroll
             for (u32 m = 0; m < 2; m++) {
-                if constexpr (AFTER) open_codes<T>(column, row + 16 * m, h, s, a[m][0]);
-                else open_super<T>(column, row + 16 * m, h, s, scales[m], a[m]);
+                if constexpr (AFTER) open_codes<T>(band_of<T>(column, m), row, h, s, a[m][0]);
+                else open_super<T>(band_of<T>(column, m), row, h, s, scales[m], a[m]);
             }
 #pragma unroll
             for (u32 j = 0; j < J; j++) {
@@ -104,8 +104,9 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
     u32 minimum[2][2];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        d[i / 2][i % 2] = block_scales<T>(column, row + 8 * i);
-        if constexpr (HAS_MINIMUM<T>) minimum[i / 2][i % 2] = minima<T>(column, row + 8 * i);
+        const u8* band = band_of<T>(column, i / 2);
+        d[i / 2][i % 2] = block_scales<T>(band, row + i % 2 * 8);
+        if constexpr (HAS_MINIMUM<T>) minimum[i / 2][i % 2] = minima<T>(band, row + i % 2 * 8);
     }
 #pragma unroll
     for (u32 j = 0; j < J; j++) {
@@ -132,7 +133,7 @@ __device__ __forceinline__ void add_super(const u8* column, const u8* panel, u32
 // `shared`: one activation scale for the slot, not one a block.
 template <u32 T, u32 N, u32 M, u32 J, u32 STRIDE>
 __device__ __forceinline__ void add_small(const u8* column, const u8* panel, u32 blocks, bool shared, u32 first_m, u32 first, f32 (&sums)[M][J][4]) {
-    const u32 row = first_m * 16 + fragment_row();
+    const u32 row = fragment_row();
     const u8* b_row = matrix_row<N>(panel) + first * 8 * Panel<N>::PITCH;
 #pragma unroll 1
     for (u32 block = 0; block < blocks; block++, column += COLUMN_BYTES<T>) {
@@ -140,9 +141,10 @@ __device__ __forceinline__ void add_small(const u8* column, const u8* panel, u32
         float2 d[M][2];
 #pragma unroll
         for (u32 m = 0; m < M; m++) {
-            open_small<T>(column, row + 16 * m, a[m]);
-            d[m][0] = block_scales<T>(column, row + 16 * m);
-            d[m][1] = block_scales<T>(column, row + 16 * m + 8);
+            const u8* band = band_of<T>(column, first_m + m);
+            open_small<T>(band, row, a[m]);
+            d[m][0] = block_scales<T>(band, row);
+            d[m][1] = block_scales<T>(band, row + 8);
         }
 #pragma unroll
         for (u32 j = 0; j < J; j++) {

@@ -20,10 +20,10 @@ template <bool NARROW> __device__ __forceinline__ u32 few_column(u32 i, u32 lane
     return NARROW ? lane % 4 : i / 8 * 8 + lane % 4 * 2 + i % 2;
 }
 
-// Two neighbouring 16-byte pieces of rows 16 m.., as a left operand.
-__device__ __forceinline__ void load_rows(u32 (&a)[4], const u8* column, u32 u, u32 m) {
+// Two neighbouring 16-byte pieces of a band's rows, as a left operand.
+__device__ __forceinline__ void load_rows(u32 (&a)[4], const u8* band, u32 u) {
     const u32 lane = threadIdx.x % 32;
-    load_matrices(a, column + (u + lane / 16) * 512 + (16 * m + lane % 16) * 16);
+    load_matrices(a, band + (u + lane / 16) * 256 + lane % 16 * 16);
 }
 
 // acc += factor times a b, where the factors are of rows g and g + 8.
@@ -38,12 +38,12 @@ template <bool SIGNED> __device__ __forceinline__ void add_scaled(i32 (&acc)[4],
 template <u32 T> struct Factors;
 template <> struct Factors<T_Q4K> {
     u32 word;
-    __device__ __forceinline__ Factors(const u8* column, u32 row, u32 half) { word = half_scales<T_Q4K>(column, row, half).x; }
+    __device__ __forceinline__ Factors(const u8* band, u32 row, u32 half) { word = half_scales<T_Q4K>(band, row, half).x; }
     __device__ __forceinline__ i32 at(u32 s) const { return word >> (s * 8) & 0xff; }
 };
 template <> struct Factors<T_Q6K> {
     uint2 words;
-    __device__ __forceinline__ Factors(const u8* column, u32 row, u32 half) { words = half_scales<T_Q6K>(column, row, half); }
+    __device__ __forceinline__ Factors(const u8* band, u32 row, u32 half) { words = half_scales<T_Q6K>(band, row, half); }
     __device__ __forceinline__ i32 at(u32 s) const { return (i32)permute(s < 4 ? words.x : words.y, 0, s % 4 | (s % 4 | 8) * 0x1110); }
 };
 
@@ -64,9 +64,9 @@ __device__ __forceinline__ void few_terms(const u8* column, const u8* panel, f32
     i32 acc[2][J][SETS][KINDS][4] = {};
 #pragma unroll 1
     for (u32 half = 0; half < 2; half++) {
-        const Factors<T> factors[4] = {{column, row, half}, {column, row + 8, half}, {column, row + 16, half}, {column, row + 24, half}};
+        const Factors<T> factors[4] = {{column, row, half}, {column, row + 8, half}, {band_of<T>(column, 1), row, half}, {band_of<T>(column, 1), row + 8, half}};
         u32 high[2][4];
-        if constexpr (T == T_Q6K) load_rows(high[0], column, L::QH + 2 * half, 0), load_rows(high[1], column, L::QH + 2 * half, 1);
+        if constexpr (T == T_Q6K) load_rows(high[0], column, L::QH + 2 * half), load_rows(high[1], band_of<T>(column, 1), L::QH + 2 * half);
 #pragma unroll
         for (u32 pair = 0; pair < 2; pair++) {
             u32 b[J][SETS][4];
@@ -77,7 +77,7 @@ __device__ __forceinline__ void few_terms(const u8* column, const u8* panel, f32
             for (u32 m = 0; m < 2; m++) {
                 // Low nibbles and high ones: of the next 32 values (Q4_K), or of those 64 further on.
                 u32 w[4], a[2][4];
-                load_rows(w, column, (T == T_Q4K ? Layout<T_Q4K>::QS : Layout<T_Q6K>::QL) + 4 * half + 2 * pair, m);
+                load_rows(w, band_of<T>(column, m), (T == T_Q4K ? Layout<T_Q4K>::QS : Layout<T_Q6K>::QL) + 4 * half + 2 * pair);
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) {
                     if constexpr (T == T_Q4K) {
@@ -130,12 +130,12 @@ __device__ __forceinline__ void few_terms(const u8* column, const u8* panel, f32
         for (u32 m = 0; m < 2; m++) {
             i32 g[4];
             if constexpr (HAS_MINIMUM<T>) {
-                const u32 minimum[2] = {minima<T>(column, 16 * m + row), minima<T>(column, 16 * m + row + 8)};
+                const u32 minimum[2] = {minima<T>(band_of<T>(column, m), row), minima<T>(band_of<T>(column, m), row + 8)};
                 minimum_sums(minimum, planes, g);
             }
 #pragma unroll
             for (u32 r = 0; r < 2; r++) {
-                const float2 d = block_scales<T>(column, 16 * m + 8 * r + row);
+                const float2 d = block_scales<T>(band_of<T>(column, m), 8 * r + row);
 #pragma unroll
                 for (u32 c = 0; c < (NARROW ? 1 : 2); c++) {
                     f32 f;

@@ -163,9 +163,9 @@ __device__ __forceinline__ void copy_items(const Job& job, const Items& items, R
 // ---- Multiplying -------------------------------------------------------------------------------------------------------
 constexpr u32 COLUMN_TILES = COLUMNS / 8;
 
-// A row of a tile in shared memory. A warp's 16 rows may come from two tiles.
-struct TileRow {
-    const u8* column;
+// A row of a band in shared memory. A warp's 16 rows may come from two tiles.
+struct BandRow {
+    const u8* band;
     u32 row;
 };
 
@@ -178,13 +178,13 @@ template <u32 T> struct HalfRow {
     // The word of `low` that sub-block (s, half) lies in.
     static constexpr __device__ u32 place(u32 s, u32 half) { return (T == T_Q6K ? s % 2 * 2 : LOW == 4 ? s / 2 * 2 : 0) + half; }
 
-    __device__ __forceinline__ void load(const TileRow& r, u32 h) {
-        scales = half_scales<T>(r.column, r.row, h);
+    __device__ __forceinline__ void load(const BandRow& r, u32 h) {
+        scales = half_scales<T>(r.band, r.row, h);
 #pragma unroll
         for (u32 s = 0; s < 4; s++)
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) low[place(s, half)] = word(r.column, low_piece<T>(h, s, half), r.row);
-        if constexpr (HAS_HIGH<T>) high[0] = word(r.column, high_piece<T>(h, 0), r.row), high[1] = word(r.column, high_piece<T>(h, 1), r.row);
+            for (u32 half = 0; half < 2; half++) low[place(s, half)] = word(r.band, low_piece<T>(h, s, half), r.row);
+        if constexpr (HAS_HIGH<T>) high[0] = word(r.band, high_piece<T>(h, 0), r.row), high[1] = word(r.band, high_piece<T>(h, 1), r.row);
     }
     __device__ __forceinline__ void open(u32 h, u32 s, u32 half, u32& low_plane, u32& high_plane) const {
         multiply<T>(join_codes<T>(low[place(s, half)], HAS_HIGH<T> ? high[half] : 0, h, s), factor<T>(scales, s, half), low_plane, high_plane);
@@ -192,7 +192,7 @@ template <u32 T> struct HalfRow {
 };
 
 // Adds a super-block's terms to sums[j][c]: column tile j of N / 8; c as in fragment.cuh, for the lane's two rows.
-template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow (&rows)[2], const Columns& x, f32 (&sums)[COLUMN_TILES][4]) {
+template <u32 T, u32 N> __device__ __forceinline__ void add_super(const BandRow (&rows)[2], const Columns& x, f32 (&sums)[COLUMN_TILES][4]) {
     constexpr u32 PARTS = WEIGHT_PLANES<T>, STEPS = 8;
     i32 acc[PARTS * PLANES][N / 2];
     const Panel128 first(&x.plane[0][0][0]);
@@ -226,8 +226,8 @@ template <u32 T, u32 N> __device__ __forceinline__ void add_super(const TileRow 
     u32 minimum[2];
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
-        d[i] = block_scales<T>(rows[i].column, rows[i].row);
-        if constexpr (HAS_MINIMUM<T>) minimum[i] = minima<T>(rows[i].column, rows[i].row);
+        d[i] = block_scales<T>(rows[i].band, rows[i].row);
+        if constexpr (HAS_MINIMUM<T>) minimum[i] = minima<T>(rows[i].band, rows[i].row);
     }
 #pragma unroll
     for (u32 j = 0; j < N / 8; j++) {
@@ -323,12 +323,14 @@ __device__ __forceinline__ void finish(const Job& job, const Item& item, const L
 // All slots of an item.
 template <u32 T, u32 N>
 __device__ __forceinline__ void add_item(const Job& job, const LaneRows& lane, Ring& ring, f32 (&sums)[COLUMN_TILES][4]) {
-    const u32 offset[2] = {lane.slot[0] * job.weight_bytes, lane.slot[1] * job.weight_bytes};
+    u32 offset[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) offset[i] = lane.slot[i] * job.weight_bytes + lane.row[i] / BAND * BAND_BYTES<T>;
 #pragma unroll 1
     for (u32 left = job.k / 256; left > 0; left--, ring.advance()) {
         mbarrier_wait(&ring.full[ring.place], ring.parity);
         wgmma_see_shared();
-        const TileRow rows[2] = {{ring.weights() + offset[0], lane.row[0]}, {ring.weights() + offset[1], lane.row[1]}};
+        const BandRow rows[2] = {{ring.weights() + offset[0], lane.row[0] % BAND}, {ring.weights() + offset[1], lane.row[1] % BAND}};
         add_super<T, N>(rows, ring.columns(), sums);
         __syncwarp();
         if (threadIdx.x % 32 == 0) mbarrier_arrive(&ring.free[ring.place]);

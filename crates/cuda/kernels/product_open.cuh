@@ -28,7 +28,7 @@ template <u32 T> constexpr bool HAS_MINIMUM = T == T_Q2K || T == T_Q4K || T == T
 __device__ __forceinline__ u32 shared_word(const u8* p) { return *(const u32*)p; }
 
 // Word t of 16-byte piece u of a row.
-__device__ __forceinline__ u32 word(const u8* column, u32 u, u32 row) { return shared_word(unit(column, u, row) + fragment_quad() * 4); }
+__device__ __forceinline__ u32 word(const u8* band, u32 u, u32 row) { return shared_word(unit(band, u, row) + fragment_quad() * 4); }
 
 // Types whose codes have bits in a second place.
 template <u32 T> constexpr bool HAS_HIGH = T == T_Q3K || T == T_Q5K || T == T_Q6K;
@@ -54,24 +54,24 @@ template <u32 T> __device__ __forceinline__ u32 join_codes(u32 low, u32 high, u3
 }
 
 // Codes of weights 128 h + 32 s + 16 half + 4t.. of a row, a byte each.
-template <u32 T> __device__ __forceinline__ u32 codes(const u8* column, u32 row, u32 h, u32 s, u32 half) {
-    const u32 high = HAS_HIGH<T> ? word(column, high_piece<T>(h, half), row) : 0;
-    return join_codes<T>(word(column, low_piece<T>(h, s, half), row), high, h, s);
+template <u32 T> __device__ __forceinline__ u32 codes(const u8* band, u32 row, u32 h, u32 s, u32 half) {
+    const u32 high = HAS_HIGH<T> ? word(band, high_piece<T>(h, half), row) : 0;
+    return join_codes<T>(word(band, low_piece<T>(h, s, half), row), high, h, s);
 }
 
 // The scales of half h of a row's super-block, a byte each: of 32 weights in x (Q4_K, Q5_K), else of 16 in x, then y.
-template <u32 T> __device__ __forceinline__ uint2 half_scales(const u8* column, u32 row, u32 h) {
+template <u32 T> __device__ __forceinline__ uint2 half_scales(const u8* band, u32 row, u32 h) {
     using L = Layout<T>;
     if constexpr (T == T_Q4K || T == T_Q5K) {
-        const uint4 head = *(const uint4*)unit(column, 0, row);
+        const uint4 head = *(const uint4*)unit(band, 0, row);
         return make_uint2(h == 0 ? head.y & 0x3f3f3f3f : (head.w & 0x0f0f0f0f) | (head.y >> 2 & 0x30303030), 0);
     } else if constexpr (T == T_Q3K) {
-        const uint2 low = *(const uint2*)(column + L::SCALES + row * 8);
-        const u32 high = shared_word(column + L::SCALES_HIGH + row * 4) >> (4 * h);
+        const uint2 low = *(const uint2*)(band + L::SCALES + row * 8);
+        const u32 high = shared_word(band + L::SCALES_HIGH + row * 4) >> (4 * h);
         return make_uint2((low.x >> (4 * h) & 0x0f0f0f0f) | (high << 4 & 0x30303030),
                           (low.y >> (4 * h) & 0x0f0f0f0f) | (high << 2 & 0x30303030));
     } else {
-        const uint2 both = *(const uint2*)(unit(column, L::SCALES, row) + 8 * h);
+        const uint2 both = *(const uint2*)(unit(band, L::SCALES, row) + 8 * h);
         return T == T_Q2K ? make_uint2(both.x & 0x0f0f0f0f, both.y & 0x0f0f0f0f) : both;
     }
 }
@@ -106,37 +106,37 @@ template <u32 T> __device__ __forceinline__ void multiply(u32 w, i32 c, u32& low
 }
 
 // The A fragment of the codes of weights 128 h + 32 s.. of the 16 rows from `row - g` on, unsigned.
-template <u32 T> __device__ __forceinline__ void open_codes(const u8* column, u32 row, u32 h, u32 s, u32 (&a)[4]) {
+template <u32 T> __device__ __forceinline__ void open_codes(const u8* band, u32 row, u32 h, u32 s, u32 (&a)[4]) {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) a[i] = codes<T>(column, row + i % 2 * 8, h, s, i / 2);
+    for (u32 i = 0; i < 4; i++) a[i] = codes<T>(band, row + i % 2 * 8, h, s, i / 2);
 }
 
 // The A fragments of weights 128 h + 32 s.. of the 16 rows from `row - g` on times their scales, in planes.
 template <u32 T>
-__device__ __forceinline__ void open_super(const u8* column, u32 row, u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
+__device__ __forceinline__ void open_super(const u8* band, u32 row, u32 h, u32 s, const uint2 (&scales)[2], u32 (&a)[2][4]) {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) multiply<T>(codes<T>(column, row + i % 2 * 8, h, s, i / 2), factor<T>(scales[i % 2], s, i / 2), a[0][i], a[1][i]);
+    for (u32 i = 0; i < 4; i++) multiply<T>(codes<T>(band, row + i % 2 * 8, h, s, i / 2), factor<T>(scales[i % 2], s, i / 2), a[0][i], a[1][i]);
 }
 
 // The minima of sub-blocks 4t.. of 16 weights, a byte each.
-template <u32 T> __device__ __forceinline__ u32 minima(const u8* column, u32 row) {
+template <u32 T> __device__ __forceinline__ u32 minima(const u8* band, u32 row) {
     const u32 t = fragment_quad();
-    if constexpr (T == T_Q2K) return shared_word(unit(column, Layout<T>::SCALES, row) + t * 4) >> 4 & 0x0f0f0f0f;
-    const uint4 head = *(const uint4*)unit(column, 0, row);
+    if constexpr (T == T_Q2K) return shared_word(unit(band, Layout<T>::SCALES, row) + t * 4) >> 4 & 0x0f0f0f0f;
+    const uint4 head = *(const uint4*)unit(band, 0, row);
     const u32 first = head.z & 0x3f3f3f3f, last = (head.w >> 4 & 0x0f0f0f0f) | (head.z >> 2 & 0x30303030);
     return __byte_perm(first, last, 0x1100 + 0x2222 * t);
 }
 
 // d, and dmin or m (0 for types without).
-template <u32 T> __device__ __forceinline__ float2 block_scales(const u8* column, u32 row) {
+template <u32 T> __device__ __forceinline__ float2 block_scales(const u8* band, u32 row) {
     if constexpr (T == T_Q4K || T == T_Q5K) {
-        const u32 both = shared_word(unit(column, 0, row));
+        const u32 both = shared_word(unit(band, 0, row));
         return make_float2(f16_to_f32((u16)both), f16_to_f32((u16)(both >> 16)));
     } else if constexpr (HAS_MINIMUM<T>) {
-        const u32 both = shared_word(column + Layout<T>::D + row * 4);
+        const u32 both = shared_word(band + Layout<T>::D + row * 4);
         return make_float2(f16_to_f32((u16)both), f16_to_f32((u16)(both >> 16)));
     } else {
-        return make_float2(f16_to_f32(*(const u16*)(column + Layout<T>::D + row * 2)), 0.0f);
+        return make_float2(f16_to_f32(*(const u16*)(band + Layout<T>::D + row * 2)), 0.0f);
     }
 }
 
@@ -144,16 +144,16 @@ template <u32 T> __device__ __forceinline__ float2 block_scales(const u8* column
 __device__ __forceinline__ u32 less(u32 bytes, u32 bias) { return ((bytes | 0x80808080) - bias * 0x01010101) ^ 0x80808080; }
 
 // The A fragment of a small block: its 32 codes, signed.
-template <u32 T> __device__ __forceinline__ void open_small(const u8* column, u32 row, u32 (&a)[4]) {
+template <u32 T> __device__ __forceinline__ void open_small(const u8* band, u32 row, u32 (&a)[4]) {
     using L = Layout<T>;
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         if constexpr (T == T_Q8_0) {
-            a[i] = word(column, L::QS + i / 2, row + i % 2 * 8);
+            a[i] = word(band, L::QS + i / 2, row + i % 2 * 8);
         } else {
-            a[i] = word(column, L::QS, row + i % 2 * 8) >> (i / 2 * 4) & 0x0f0f0f0f;
+            a[i] = word(band, L::QS, row + i % 2 * 8) >> (i / 2 * 4) & 0x0f0f0f0f;
             if constexpr (T == T_Q5_0 || T == T_Q5_1) {
-                const u32 bits = shared_word(column + L::QH + (row + i % 2 * 8) * 4) >> (i / 2 * 16 + fragment_quad() * 4) & 15;
+                const u32 bits = shared_word(band + L::QH + (row + i % 2 * 8) * 4) >> (i / 2 * 16 + fragment_quad() * 4) & 15;
                 // Copies of the four bits, each shifted so that one of them lands in the place of a byte.
                 a[i] |= (bits * 0x00204081u & 0x01010101) << 4;
             }

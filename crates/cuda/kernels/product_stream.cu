@@ -205,7 +205,7 @@ template <u32 N> struct Stream {
         const u32 bytes = job.slice_bytes[matrix];
         const u64 expert = job.experts ? s.group[group] >> 13 : 0;
         const u8* from = w.data + ((expert * ((w.rows + 31) / 32) + tile) * blocks + block) * bytes;
-        copy_stage(ring + slot * job.slot_bytes, from, bytes, s.full + slot);
+        copy_stage<true>(ring + slot * job.slot_bytes, from, bytes, s.full + slot);
     }
 
     // Asks for slices `from` to `to - 1`, of those that the block has, before any slot is used again.

@@ -1,11 +1,14 @@
-//! How a block-quantised matrix lies in device memory: tiles of 32 rows whose blocks' pieces interleave, so that a lane
-//! is a row and every load is whole (`kernels/types.cuh` says what a kernel makes of it). A permutation of the file's
-//! bytes: nothing is added, rounded or lost, and `restore` (of the tests) undoes it.
+//! How a block-quantised matrix lies in device memory: tiles of 32 rows, in two bands whose blocks' pieces interleave, so
+//! that every load is whole and a band's block is one run of bytes (`kernels/types.cuh` says what a kernel makes of it). A
+//! permutation of the file's bytes: nothing is added, rounded or lost, and `restore` (of the tests) undoes it.
 
 use gguf::Dtype;
 
-/// Rows of a tile: the lanes of a warp.
+/// Rows of a tile.
 pub(crate) const TILE: usize = 32;
+
+/// Rows of a band, of which a tile has two: those of a left operand of the tensor cores.
+pub(crate) const BAND: usize = 16;
 
 /// A run of a block's bytes that stays together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +74,10 @@ fn places(dtype: Dtype, k: usize, rows: usize, mut each: impl FnMut(usize, usize
     for row in 0..rows {
         for b in 0..blocks {
             let from = (row * blocks + b) * block;
-            let mut to = (row / TILE * blocks + b) * TILE * block;
+            let mut to = ((row / TILE * blocks + b) * TILE + row % TILE / BAND * BAND) * block;
             for piece in &pieces {
-                each(from + piece.offset, to + row % TILE * piece.size, piece.size);
-                to += TILE * piece.size;
+                each(from + piece.offset, to + row % BAND * piece.size, piece.size);
+                to += BAND * piece.size;
             }
         }
     }
@@ -97,10 +100,10 @@ mod tests {
             for piece in pieces {
                 covered[piece.offset..][..piece.size].iter_mut().for_each(|n| *n += 1);
                 assert!(at % piece.size == 0, "{dtype}: {piece:?} would lie at {at}");
-                at += TILE * piece.size;
+                at += BAND * piece.size;
             }
             assert!(covered.iter().all(|&n| n == 1), "{dtype}: {covered:?}");
-            assert_eq!(at % 16, 0, "{dtype}: the next column would not be aligned");
+            assert_eq!(at % 16, 0, "{dtype}: the next band would not be aligned");
         }
     }
 

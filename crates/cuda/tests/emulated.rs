@@ -217,7 +217,7 @@ const FAULTS: &[Fault] = &[
         says: "differ",
     },
     // Copies that nobody waits for.
-    Fault { file: "decode_stream.cuh", right: "wait_copies(plan.depth);\n", wrong: "\n", says: "differ" },
+    Fault { file: "decode_stream.cuh", right: "mbarrier_wait(full + slot, parity);\n", wrong: "\n", says: "differ" },
     Fault {
         file: "attend_groups.cu",
         right: "mbarrier_wait(full + unit % STAGES, unit / STAGES & 1);",

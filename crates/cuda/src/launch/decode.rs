@@ -10,6 +10,7 @@ use quant::fixed::Activations;
 
 use crate::driver::{Argument, Arguments, Device, Memory, Ptr, Shape, size};
 use crate::kernels::UnitOf;
+use crate::layout::BAND;
 use crate::weights::{Ffn, Matrix};
 use crate::{Cuda, Error};
 
@@ -21,12 +22,11 @@ pub(crate) const UNIT_ROUTE: UnitOf = ("decode_route.cu", &["decode_route"]);
 /// `WARPS` of `decode_stream.cuh`.
 const WARPS: usize = 16;
 const THREADS: u32 = 32 * WARPS as u32;
-/// `BAND` of `dot.cuh`: weight rows of a slice.
-const BAND: usize = 16;
 /// Values of a slice.
 const SLICE: usize = 256;
 /// Slices that a warp has under way: as many as it will multiply, or enough to hide the memory's latency. All of
-/// `decode_up`'s, whose last would else queue behind what `decode_down` asks for meanwhile. `wait_copies` knows up to 4.
+/// `decode_up`'s, whose last would else queue behind what `decode_down` asks for meanwhile. At most `SLOTS` of
+/// `decode_stream.cuh`.
 const DEPTH: usize = 3;
 /// Shared memory for the terms of a pass: enough for a whole share, but for the head's.
 const TERM_BYTES: usize = 16 << 10;
@@ -49,7 +49,6 @@ pub(crate) fn shared_memory(arch: u32) -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PlanArg {
     pass: u32,
-    depth: u32,
     slots: u32,
     slot_bytes: u32,
     ring: u32,
@@ -117,8 +116,8 @@ impl Machine {
         (1..=work.depth).rev().find_map(|depth| {
             let slots = slices.div_ceil(WARPS).min(depth);
             let shared = ring + slices.min(WARPS * slots) * work.slice;
-            let [pass, depth, slots, slot_bytes, ring] = [pass, depth, slots, work.slice, ring].map(size);
-            let arg = PlanArg { pass, depth, slots, slot_bytes, ring };
+            let [pass, slots, slot_bytes, ring] = [pass, slots, work.slice, ring].map(size);
+            let arg = PlanArg { pass, slots, slot_bytes, ring };
             (shared <= self.shared).then_some(Plan { arg, grid, shared })
         })
     }
@@ -149,31 +148,19 @@ fn largest_slice(matrices: &[Matrix]) -> Option<usize> {
         .try_fold(0, |largest, slice| Some(largest.max(slice?)))
 }
 
-/// What the kernels keep between launches, and the greatest logit.
+/// What the kernels keep between launches.
 pub(crate) struct Scratch {
     /// Blocks of `decode_route` that have arrived: zero between launches.
     arrived: Memory<u32>,
-    /// `Greatest` of `decode_head.cu`.
-    greatest: Memory<u64>,
     /// The layer of a `decode_route` that left the choice of experts to `decode_up`.
     unchosen: Option<usize>,
     /// The layer of a `decode_up` that no `decode_down` has followed yet.
     up: Option<usize>,
 }
 
-/// `Greatest` in words of 64 bits.
-const GREATEST: usize = 4;
-
 impl Scratch {
     pub(crate) fn new(device: &Arc<Device>) -> Result<Scratch, Error> {
-        Ok(Scratch { arrived: device.zeros(1)?, greatest: device.zeros(GREATEST)?, unchosen: None, up: None })
-    }
-
-    /// Where `decode_head` leaves `order_key(logit) << 32 | !id` of the greatest logit, the lowest id of equals; after it
-    /// a `u32`: how many logits are not finite.
-    #[expect(dead_code, reason = "for a greedy sampler that does not read the logits again")]
-    pub(crate) fn greatest(&self) -> Ptr {
-        self.greatest.at(2)
+        Ok(Scratch { arrived: device.zeros(1)?, unchosen: None, up: None })
     }
 }
 
@@ -260,8 +247,8 @@ impl Cuda {
         };
         // `ROWS` of decode_route.cu: router rows to a block of threads, a warp each at most.
         let rows = router.rows.div_ceil(128);
-        // `Shared` of decode_route.cu: the row and a flag; then router rows.
-        let state = normed_bytes(d, self.machine().planes) + size_of::<u32>();
+        // `Shared` of decode_route.cu: the row, a barrier and a flag; then router rows.
+        let state = normed_bytes(d, self.machine().planes) + 2 * size_of::<u64>();
         let shared = state.next_multiple_of(16) + rows * d * bytes;
         if self.step.rows() != 1 || !d.is_multiple_of(SLICE) || rows > WARPS || shared > self.machine().shared
         {
@@ -381,8 +368,7 @@ impl Cuda {
             .push(self.step.wanted())
             .push(self.weights.output_norm)
             .push(w.arg())
-            .push(b.logits.ptr())
-            .push(b.decode.greatest.ptr());
+            .push(b.logits.ptr());
         self.launch_plan("decode_head", plan, arguments)
     }
 }
@@ -392,17 +378,17 @@ mod tests {
     use super::*;
     use crate::layout::TILE;
 
-    /// The blocks, the pass, and the depth of the rings.
+    /// The blocks, the pass, and a warp's slots.
     fn check(processors: usize, arch: u32, work: Work, want: Option<(usize, u32, u32)>) {
         let machine = Machine { processors, shared: shared_memory(arch), terms: 1, planes: 2 };
         let plan = machine.plan(work);
-        assert_eq!(plan.map(|p| (p.grid, p.arg.pass, p.arg.depth)), want, "{work:?} on sm_{arch}");
+        assert_eq!(plan.map(|p| (p.grid, p.arg.pass, p.arg.slots)), want, "{work:?} on sm_{arch}");
         let Some(plan) = plan else { return };
-        assert!(plan.shared <= machine.shared && plan.arg.ring % 16 == 0 && plan.arg.slots <= plan.arg.depth);
+        assert!(plan.shared <= machine.shared && plan.arg.ring % 16 == 0 && plan.arg.slots as usize <= work.depth);
         // A pass has a thread for every row, and every slice a place to land.
         assert!(plan.arg.pass as usize * BAND <= THREADS as usize);
         let slices = work.bands.div_ceil(plan.grid) * work.columns;
-        assert!(plan.arg.slots == plan.arg.depth || plan.arg.slots as usize * WARPS >= slices);
+        assert!(plan.arg.slots as usize == work.depth || plan.arg.slots as usize * WARPS >= slices || plan.arg.slots == 1);
     }
 
     #[test]
@@ -410,12 +396,12 @@ mod tests {
         let slice = |dtype| slice_bytes(dtype).unwrap();
         let qkv =
             Work { bands: 320, columns: 8, values: 2048, normed: true, slice: slice(Dtype::Q6K), depth: 3 };
-        check(132, 90, qkv, Some((132, 3, 3)));
+        check(132, 90, qkv, Some((132, 3, 2)));
         check(82, 86, qkv, Some((82, 4, 1)));
         let down =
             Work { bands: 128, columns: 24, values: 6144, normed: false, slice: slice(Dtype::Q6K), depth: 3 };
-        check(132, 90, down, Some((128, 1, 3)));
-        check(132, 89, down, Some((128, 1, 3)));
+        check(132, 90, down, Some((128, 1, 2)));
+        check(132, 89, down, Some((128, 1, 2)));
         let head =
             Work { bands: 9496, columns: 8, values: 2048, normed: true, slice: slice(Dtype::Q6K), depth: 3 };
         check(132, 90, head, Some((132, 32, 3)));
