@@ -63,7 +63,7 @@ template <u32 LANES, u32 BYTES>
 __device__ __forceinline__ void copy_pieces(u8* to, u32 apart, const void* from, u32 pieces, u64* barrier) {
 #if __CUDA_ARCH__ >= 900
 #pragma unroll 1
-    for (u32 i = threadIdx.x % LANES; i < pieces; i += LANES) bulk_copy(to + i * apart, (const u8*)from + i * BYTES, BYTES, barrier);
+    for (u32 i = threadIdx.x % LANES; i < pieces; i += LANES) bulk_copy_once(to + i * apart, (const u8*)from + i * BYTES, BYTES, barrier);
 #else
     for (u32 i = threadIdx.x % LANES * 16; i < pieces * BYTES; i += LANES * 16)
         async_copy16(to + i / BYTES * apart + i % BYTES, (const u8*)from + i);
