@@ -157,8 +157,8 @@ pub(crate) const ALL: &[KernelFault] = &[
         what: "Q6_K scales without their sign where single weights are read",
         edits: &[edit(
             "open.cuh",
-            "const i32 scale = (i8)unit(column, L::SCALES, row)[i / 16];",
-            "const i32 scale = unit(column, L::SCALES, row)[i / 16];",
+            "const i32 scale = (i8)unit(band, L::SCALES, row)[i / 16];",
+            "const i32 scale = unit(band, L::SCALES, row)[i / 16];",
         )],
         expected: Expected::new(Stage::Embed, None, Kind::Local, &["token_embd"]),
     },
@@ -167,8 +167,8 @@ pub(crate) const ALL: &[KernelFault] = &[
         what: "weights repacked with two rows of every tile exchanged",
         edits: &[edit(
             "repack.cu",
-            "*(u16*)(to + (row % 32) * size + b)",
-            "*(u16*)(to + (row % 32 < 2 ? 1 - row % 32 : row % 32) * size + b)",
+            "*(u16*)(to + row % BAND * size + b)",
+            "*(u16*)(to + (row % 32 < 2 ? 1 - row % 32 : row % BAND) * size + b)",
         )],
         expected: Expected::new(Stage::Embed, None, Kind::Local, &["token_embd"]),
     },
@@ -276,8 +276,8 @@ pub(crate) const ALL: &[KernelFault] = &[
         what: "the logits of a single row one unit in the last place too large",
         edits: &[edit(
             "decode_head.cu",
-            "f32 v = sum_terms(terms, COLUMNS, w.type);",
-            "f32 v = __fmul_rn(sum_terms(terms, COLUMNS, w.type), 1.0000001f);",
+            "logits[id] = sum_terms(terms, COLUMNS, w.type);",
+            "logits[id] = __fmul_rn(sum_terms(terms, COLUMNS, w.type), 1.0000001f);",
         )],
         expected: Expected::new(Stage::Head, None, Kind::Local, &["output"]),
     },
