@@ -236,7 +236,7 @@ impl Cuda {
         self.launch_plan("decode_attn_out", plan, arguments)
     }
 
-    /// `route` in one launch. In a whole step the choice of experts is left to `decode_up`.
+    /// `route` in one launch. In a whole step the choice of experts is left to `decode_up` and `decode_down`.
     pub(crate) fn decode_route(&mut self, layer: usize) -> Result<bool, Error> {
         let (w, b, d) = (&self.weights.layers[layer], &self.buffers, self.model.config.hidden);
         let Ffn::Moe { router, .. } = w.ffn else { return Ok(false) };
@@ -254,7 +254,8 @@ impl Cuda {
         {
             return Ok(false);
         }
-        let later = self.whole && self.up_plan(layer).is_some();
+        // By both or by none: only `decode_down` writes it down for others.
+        let later = self.whole && self.up_plan(layer).is_some() && self.down_plan(layer).is_some();
         let arguments = Arguments::default()
             .push(b.x.ptr())
             .push(w.ffn_norm)
@@ -384,11 +385,17 @@ mod tests {
         let plan = machine.plan(work);
         assert_eq!(plan.map(|p| (p.grid, p.arg.pass, p.arg.slots)), want, "{work:?} on sm_{arch}");
         let Some(plan) = plan else { return };
-        assert!(plan.shared <= machine.shared && plan.arg.ring % 16 == 0 && plan.arg.slots as usize <= work.depth);
+        assert!(
+            plan.shared <= machine.shared && plan.arg.ring % 16 == 0 && plan.arg.slots as usize <= work.depth
+        );
         // A pass has a thread for every row, and every slice a place to land.
         assert!(plan.arg.pass as usize * BAND <= THREADS as usize);
         let slices = work.bands.div_ceil(plan.grid) * work.columns;
-        assert!(plan.arg.slots as usize == work.depth || plan.arg.slots as usize * WARPS >= slices || plan.arg.slots == 1);
+        assert!(
+            plan.arg.slots as usize == work.depth
+                || plan.arg.slots as usize * WARPS >= slices
+                || plan.arg.slots == 1
+        );
     }
 
     #[test]

@@ -106,6 +106,15 @@ pub(crate) fn fused(shape: &Shape, seed: u64, turn: usize) -> Arc<Model> {
     })
 }
 
+/// Q4_K, but for one matrix of a layer, which the kernels of a single row do not take: they make a part of the layer then.
+pub(crate) fn fused_but(shape: &Shape, seed: u64, matrix: &str) -> Arc<Model> {
+    model(shape, seed, |name| match name {
+        _ if name.contains("gate_inp") => Dtype::F32,
+        _ if name.contains(matrix) => Dtype::Q3K,
+        _ => Dtype::Q4K,
+    })
+}
+
 /// `pick` names the type of a matrix; norms are F32.
 fn model(shape: &Shape, seed: u64, pick: impl Fn(&str) -> Dtype) -> Arc<Model> {
     Arc::new(synth::model(shape, seed, |s| if s.dims.len() == 1 { Dtype::F32 } else { pick(&s.name) }))
