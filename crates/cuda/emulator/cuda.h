@@ -4,8 +4,8 @@
 #include <math.h>
 #include "runtime.h"
 
+// __CUDA_ARCH__ is given: the emulator runs the code that a GPU of that kind would.
 #define TALLY_EMULATOR 1
-#define __CUDA_ARCH__ 900
 #define __device__
 #define __host__
 #define __global__

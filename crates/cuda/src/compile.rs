@@ -65,7 +65,10 @@ enum Target {
         arch: u32,
         version: String,
     },
-    Emulator(Cxx),
+    Emulator {
+        arch: u32,
+        cxx: Cxx,
+    },
 }
 
 impl Compiler {
@@ -74,16 +77,16 @@ impl Compiler {
         Compiler::with(Target::Gpu { arch, version: nvrtc_version()? }, files)
     }
 
-    /// A compiler for the emulator; fails where there is no C++ compiler.
-    pub fn emulated(files: &KernelFiles) -> Result<Compiler, Error> {
-        Compiler::with(Target::Emulator(Cxx::find()?), files)
+    /// A compiler for the emulator of compute capability `arch` (times ten); fails where there is no C++ compiler.
+    pub fn emulated(arch: u32, files: &KernelFiles) -> Result<Compiler, Error> {
+        Compiler::with(Target::Emulator { arch, cxx: Cxx::find()? }, files)
     }
 
     /// A compiler for what `gpu` is.
     pub fn of(gpu: &Gpu, files: &KernelFiles) -> Result<Compiler, Error> {
         match gpu.place {
             Place::Gpu(_) => Compiler::new(gpu.arch, files),
-            Place::Emulated => Compiler::emulated(files),
+            Place::Emulated(arch) => Compiler::emulated(arch, files),
         }
     }
 
@@ -100,7 +103,7 @@ impl Compiler {
     pub fn version(&self) -> &str {
         match &self.target {
             Target::Gpu { version, .. } => version,
-            Target::Emulator(cxx) => cxx.version(),
+            Target::Emulator { cxx, .. } => cxx.version(),
         }
     }
 
@@ -125,7 +128,7 @@ impl Compiler {
     fn entry(&self, cache: &Path, unit: &Unit) -> PathBuf {
         let suffix = match self.target {
             Target::Gpu { .. } => "cubin",
-            Target::Emulator(_) => "so",
+            Target::Emulator { .. } => "so",
         };
         cache.join(format!("{}.{suffix}", self.key(unit)))
     }
@@ -134,9 +137,9 @@ impl Compiler {
     fn key(&self, unit: &Unit) -> String {
         let target = match &self.target {
             Target::Gpu { arch, version } => [vec![version.clone()], options(*arch, unit)].concat(),
-            Target::Emulator(cxx) => {
+            Target::Emulator { arch, cxx } => {
                 let defines = unit.defines.iter().map(|(name, value)| format!("{name}={value}"));
-                cxx.identity().into_iter().chain(defines).collect()
+                cxx.identity().into_iter().chain([format!("sm_{arch}")]).chain(defines).collect()
             }
         };
         let names = self.sources.closure(unit.name);
@@ -153,7 +156,7 @@ impl Compiler {
     fn compile(&self, unit: &Unit) -> Result<Image, Error> {
         match &self.target {
             Target::Gpu { arch, .. } => nvrtc(*arch, unit, &self.sources),
-            Target::Emulator(cxx) => cxx.compile(unit, &self.sources),
+            Target::Emulator { arch, cxx } => cxx.compile(*arch, unit, &self.sources),
         }
     }
 }

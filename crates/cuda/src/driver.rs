@@ -21,15 +21,22 @@ pub enum Place {
     /// A GPU, as the driver counts them.
     Gpu(usize),
     /// The CPU, running the kernels' sources (`crates/cuda/emulator`): the bits of a GPU without one, for those who write
-    /// kernels. About a hundred times slower than the CPU backend.
-    Emulated,
+    /// kernels. About a hundred times slower than the CPU backend. As a GPU of this compute capability (times ten), which
+    /// decides on kernels and on their memory.
+    Emulated(u32),
+}
+
+impl Place {
+    /// What the emulator takes itself for unless told otherwise.
+    pub const EMULATED: Place = Place::Emulated(90);
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Place::Gpu(ordinal) => write!(f, "cuda:{ordinal}"),
-            Place::Emulated => f.write_str("emulated"),
+            Place::EMULATED => f.write_str("emulated"),
+            Place::Emulated(arch) => write!(f, "emulated:{arch}"),
         }
     }
 }
@@ -114,8 +121,8 @@ impl Device {
                 let (gpu, machine) = gpu::open(ordinal)?;
                 (gpu, Box::new(machine))
             }
-            Place::Emulated => {
-                let (gpu, machine) = emulated::open();
+            Place::Emulated(arch) => {
+                let (gpu, machine) = emulated::open(arch);
                 (gpu, Box::new(machine))
             }
         };

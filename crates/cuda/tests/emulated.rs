@@ -12,6 +12,7 @@ use std::{env, fs};
 
 use bits::models::{FUSED, SMALL, SUPER, filled, fused, fused_but, in_turn, q4_k_m, router, shape, uniform};
 use bits::{KERNELS, Setup, checks, emulated as setup, lockstep, plain};
+use cuda::Place;
 use model::{Config, Ffn, Moe};
 
 /// Rows of whole super-blocks, all types: a mixture of experts, or dense.
@@ -78,6 +79,19 @@ fn half_fused_decode() {
     for matrix in ["attn_q.", "attn_output.", "ffn_gate_exps.", "ffn_down_exps."] {
         let model = fused_but(&shape(false, true, 4, 64), 12, matrix);
         checks::sequence(matrix, &model, &setup, &[1, 1, 3, 1], plain);
+    }
+}
+
+/// Before Hopper copies are made by warps, products of many rows by warps, and shared memory is smaller.
+#[test]
+fn other_gpus() {
+    let Some(setup) = setup() else { return };
+    for arch in [80, 86] {
+        let setup = Setup { place: Place::Emulated(arch), ..setup.clone() };
+        for turn in 0..2 {
+            let model = fused(&shape(false, true, 4, 64), 13, turn);
+            checks::sequence(&format!("sm_{arch}, turn {turn}"), &model, &setup, &[1, 1, 70, 1, 2, 1], plain);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ fn setup() -> Setup {
     match std::env::var("TALLY_TEST_PLACE").as_deref() {
         Ok("emulated") => {
             let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
-            Setup { kernels: KernelFiles::cached(cache), ..Setup::at(Place::Emulated) }
+            Setup { kernels: KernelFiles::cached(cache), ..Setup::at(Place::EMULATED) }
         }
         _ => Setup::gpu(),
     }

@@ -25,7 +25,8 @@ use crate::progress::Progress;
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
     /// Where to compute: `cpu`, `cuda` or `cuda:N` (the N-th GPU), or `auto`: a GPU where there is one that the model
-    /// fits on. `emulated`, for those who write kernels, runs the GPU's on the CPU. The result is the same.
+    /// fits on. `emulated`, for those who write kernels, runs the GPU's on the CPU, as on Hopper;
+    /// `emulated:80` and `emulated:86` as on the GPUs before it. The result is the same.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: Wish,
     #[command(flatten)]
@@ -94,11 +95,15 @@ pub(crate) enum Device {
     CpuScalar,
     /// A GPU, as the driver counts them.
     Cuda(usize),
-    /// The GPU's kernels on the CPU: for those who write kernels, and slow.
-    Emulated,
+    /// The GPU's kernels on the CPU, as of this compute capability (times ten): for those who write kernels, and slow.
+    Emulated(u32),
     /// Double precision: slow, and never equal in bits.
     Oracle,
 }
+
+/// What the emulator may take itself for: Hopper unless told otherwise; before it, other copies and other products, with more
+/// and with less shared memory.
+const EMULATED: [u32; 3] = [90, 80, 86];
 
 impl FromStr for Wish {
     type Err = String;
@@ -106,7 +111,7 @@ impl FromStr for Wish {
     fn from_str(text: &str) -> Result<Wish, String> {
         match text.parse() {
             _ if text == "auto" => Ok(Wish::Auto),
-            Ok(device @ (Device::Cpu | Device::Cuda(_) | Device::Emulated)) => Ok(Wish::On(device)),
+            Ok(device @ (Device::Cpu | Device::Cuda(_) | Device::Emulated(_))) => Ok(Wish::On(device)),
             _ => Err("expected auto, cpu, cuda, cuda:N or emulated".into()),
         }
     }
@@ -118,15 +123,17 @@ impl FromStr for Device {
     fn from_str(text: &str) -> Result<Device, String> {
         let ordinal =
             || text.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit()))?.parse().ok();
+        let arch =
+            || EMULATED.into_iter().find(|arch| text.strip_prefix("emulated:") == Some(&arch.to_string()));
         match text {
             "cpu" => Ok(Device::Cpu),
             "cpu-scalar" => Ok(Device::CpuScalar),
             "cuda" => Ok(Device::Cuda(0)),
-            "emulated" => Ok(Device::Emulated),
+            "emulated" => Ok(Device::Emulated(EMULATED[0])),
             "oracle" => Ok(Device::Oracle),
-            _ => ordinal()
-                .map(Device::Cuda)
-                .ok_or("expected cpu, cpu-scalar, cuda, cuda:N, emulated or oracle".into()),
+            _ => (ordinal().map(Device::Cuda))
+                .or_else(|| arch().map(Device::Emulated))
+                .ok_or("expected cpu, cpu-scalar, cuda, cuda:N, emulated, emulated:80 or oracle".into()),
         }
     }
 }
@@ -137,7 +144,7 @@ impl fmt::Display for Device {
             Device::Cpu => f.write_str("cpu"),
             Device::CpuScalar => f.write_str("cpu-scalar"),
             Device::Cuda(ordinal) => Place::Gpu(*ordinal).fmt(f),
-            Device::Emulated => Place::Emulated.fmt(f),
+            Device::Emulated(arch) => Place::Emulated(*arch).fmt(f),
             Device::Oracle => f.write_str("oracle"),
         }
     }
@@ -233,7 +240,7 @@ impl Request {
         match device {
             Device::Cpu | Device::CpuScalar => self.on_cpu(model, device),
             Device::Cuda(ordinal) => self.on_cuda(model, Place::Gpu(ordinal)),
-            Device::Emulated => self.on_cuda(model, Place::Emulated),
+            Device::Emulated(arch) => self.on_cuda(model, Place::Emulated(arch)),
             Device::Oracle => {
                 let oracle = Oracle::new(model.clone(), self.context.min(512), self.kv_blocks());
                 Ok(Placed { backend: Box::new(oracle), device, facts: Facts::Oracle })
@@ -298,7 +305,7 @@ impl Request {
         let cuda = self.load(model, &ready)?;
         let device = match ready.gpu.place {
             Place::Gpu(ordinal) => Device::Cuda(ordinal),
-            Place::Emulated => Device::Emulated,
+            Place::Emulated(arch) => Device::Emulated(arch),
         };
         Ok(Placed { backend: Box::new(cuda), device, facts: Facts::Cuda(Box::new(ready)) })
     }
@@ -381,7 +388,8 @@ mod tests {
         check("cuda", Some(Wish::On(Device::Cuda(0))));
         check("cuda:0", Some(Wish::On(Device::Cuda(0))));
         check("cuda:12", Some(Wish::On(Device::Cuda(12))));
-        check("emulated", Some(Wish::On(Device::Emulated)));
+        check("emulated", Some(Wish::On(Device::Emulated(90))));
+        check("emulated:80", Some(Wish::On(Device::Emulated(80))));
         for bad in [
             "",
             "gpu",
@@ -392,10 +400,20 @@ mod tests {
             "cuda:1x",
             "cuda:99999999999999999999",
             "oracle",
+            "emulated:",
+            "emulated:81",
+            "emulated:080",
         ] {
             check(bad, None);
         }
-        for device in [Device::Cpu, Device::CpuScalar, Device::Cuda(3), Device::Emulated, Device::Oracle] {
+        for device in [
+            Device::Cpu,
+            Device::CpuScalar,
+            Device::Cuda(3),
+            Device::Emulated(90),
+            Device::Emulated(80),
+            Device::Oracle,
+        ] {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
     }

@@ -37,7 +37,7 @@ impl FromStr for Live {
         };
         let fault = catalogue::named(name)?;
         let device = device.unwrap_or(usual_device(&fault));
-        if matches!(fault, Entry::Kernel(_)) && !matches!(device, Device::Cuda(_) | Device::Emulated) {
+        if matches!(fault, Entry::Kernel(_)) && !matches!(device, Device::Cuda(_) | Device::Emulated(_)) {
             return Err(format!(
                 "`{name}` is in kernels, which {device} has not: {FAULTY}{name}@cuda, or @emulated"
             ));
@@ -136,7 +136,7 @@ mod tests {
         check(
             "faulty:kernel-rotated-backwards@emulated",
             "faulty:kernel-rotated-backwards@emulated",
-            Device::Emulated,
+            Device::Emulated(90),
         );
         let refused = |text: &str, why: &str| match text.parse::<Live>() {
             Ok(live) => panic!("{text} is {live}"),

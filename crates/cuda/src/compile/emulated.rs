@@ -69,15 +69,23 @@ impl Cxx {
         &self.version
     }
 
-    /// The library of `unit`, whose kernels are those that it declares.
-    pub(super) fn compile(&self, unit: &Unit, sources: &Sources) -> Result<Image, Error> {
+    /// The library of `unit`, whose kernels are those that it declares, as a GPU of compute capability `arch` has them.
+    pub(super) fn compile(&self, arch: u32, unit: &Unit, sources: &Sources) -> Result<Image, Error> {
         let fail = |log: String| Error::CompileEmulated { unit: unit.name.into(), log };
         let folder = Folder::new().map_err(|error| fail(error.to_string()))?;
-        self.compile_in(&folder.0, unit, sources).map_err(|error| fail(error.to_string()))?.map_err(fail)
+        self.compile_in(&folder.0, arch, unit, sources)
+            .map_err(|error| fail(error.to_string()))?
+            .map_err(fail)
     }
 
     /// The library, or what the compiler said.
-    fn compile_in(&self, folder: &Path, unit: &Unit, sources: &Sources) -> io::Result<Result<Image, String>> {
+    fn compile_in(
+        &self,
+        folder: &Path,
+        arch: u32,
+        unit: &Unit,
+        sources: &Sources,
+    ) -> io::Result<Result<Image, String>> {
         for (name, text) in EMULATOR {
             fs::write(folder.join(name), text)?;
         }
@@ -91,6 +99,7 @@ impl Cxx {
         let mut compiler = Command::new(self.program)
             .args(FLAGS)
             .args(features())
+            .arg(format!("-D__CUDA_ARCH__={arch}0"))
             .args(unit.defines.iter().map(|(name, value)| format!("-D{name}={value}")))
             .arg("-I")
             .arg(folder)

@@ -92,11 +92,11 @@ enum Work {
     Clear(u64, usize),
 }
 
-pub(super) fn open() -> (Gpu, Emulator) {
+pub(super) fn open(arch: u32) -> (Gpu, Emulator) {
     let gpu = Gpu {
-        place: Place::Emulated,
+        place: Place::Emulated(arch),
         name: "the emulator".into(),
-        arch: 90,
+        arch,
         processors: PROCESSORS,
         memory: MEMORY,
         driver: 0,

@@ -133,14 +133,14 @@ pub(crate) const KERNELS: &str = "TALLY_TEST_KERNELS";
 
 /// How to run in the emulator, if there is one.
 pub(crate) fn emulated() -> Option<Setup> {
-    if let Err(error) = Compiler::emulated(&KernelFiles::default()) {
+    if let Err(error) = Compiler::emulated(90, &KernelFiles::default()) {
         assert!(env::var_os("CI_NEEDS_NVRTC").is_none(), "CI runs every kernel, but: {error}");
         println!("did not run: {error}");
         return None;
     }
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     let kernels = KernelFiles { sources: env::var_os(KERNELS).map(PathBuf::from), cache: Some(cache) };
-    Some(Setup { kernels, context: 320, kv_blocks: 24, ..Setup::at(Place::Emulated) })
+    Some(Setup { kernels, context: 320, kv_blocks: 24, ..Setup::at(Place::EMULATED) })
 }
 
 /// The bits of a value, every NaN taken as one.

@@ -160,7 +160,7 @@ impl Args {
 
     /// Faults in the kernels of `--device`, whose other side is the CPU.
     fn in_kernels(&self) -> Result<Vec<Trial>, Failure> {
-        if !matches!(self.device, Device::Cuda(_) | Device::Emulated) {
+        if !matches!(self.device, Device::Cuda(_) | Device::Emulated(_)) {
             return Err(Failure::usage("faults in kernels need kernels: --device cuda, or emulated"));
         }
         let mut work: Vec<Vec<KernelFault>> =

@@ -21,7 +21,7 @@ const NEEDS: &str = "this test needs a GPU (just gpu-test)";
 /// Where these tests run.
 fn place() -> Place {
     match std::env::var("TALLY_TEST_PLACE").as_deref() {
-        Ok("emulated") => Place::Emulated,
+        Ok("emulated") => Place::EMULATED,
         _ => Place::Gpu(0),
     }
 }

@@ -161,7 +161,7 @@ impl Lab {
     pub(super) fn ground(&self) -> Ground {
         match self.device {
             Device::Cuda(_) => Ground::Gpu,
-            Device::Emulated => Ground::Emulated,
+            Device::Emulated(_) => Ground::Emulated,
             _ => Ground::Ci,
         }
     }
