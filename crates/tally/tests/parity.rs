@@ -157,7 +157,7 @@ fn bad_input() {
     );
     parity(&["nowhere.gguf", "--ids", "1"]).fails(1, "nowhere.gguf");
     parity(&[&model, "--ids", "1", "--left", "gpu"])
-        .fails(2, "expected cpu, cpu-scalar, cuda, cuda:N, emulated or oracle");
+        .fails(2, "expected cpu, cpu-scalar, cuda, cuda:N, emulated, emulated:80 or oracle");
 }
 
 #[test]
