@@ -1,6 +1,5 @@
 //! Generation is the same whether the host chooses the tokens or the backend does.
 
-#[allow(dead_code, reason = "the server's tests use the rest")]
 mod over_cpu;
 
 use std::ops::ControlFlow;

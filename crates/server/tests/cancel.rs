@@ -2,7 +2,6 @@
 //! notices anything.
 
 mod client;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../engine/tests/over_cpu/mod.rs"]
 mod over_cpu;
 

@@ -1,7 +1,6 @@
 //! What is promised when something goes wrong: in the engine, in the numbers, in what clients send.
 
 mod client;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../engine/tests/over_cpu/mod.rs"]
 mod over_cpu;
 

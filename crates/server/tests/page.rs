@@ -5,7 +5,6 @@
 #[path = "../../report/tests/chromium/mod.rs"]
 mod chromium;
 mod client;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../engine/tests/over_cpu/mod.rs"]
 mod over_cpu;
 
@@ -16,9 +15,8 @@ use std::time::{Duration, Instant};
 
 use chromium::Chromium;
 use client::{Shape, metric, served, start, start_with, until};
-use cpu::Cpu;
-use model::{Backend, Buffer, Fault, Model, Site, Step};
-use over_cpu::over_cpu;
+use model::{Backend, Row};
+use over_cpu::Bent;
 use serde_json::Value as Json;
 use server::{Options, Server};
 
@@ -88,37 +86,19 @@ fn a_conversation() {
     server.stop();
 }
 
-/// The model that ships, that takes its time for each step and comes to no end by itself.
-struct Slow {
-    cpu: Cpu,
-    ends: Arc<[u32]>,
-    logits: Vec<f32>,
-}
-
-impl Backend for Slow {
-    over_cpu!();
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        std::thread::sleep(Duration::from_millis(30));
-        self.cpu.begin(step)
-    }
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.cpu.run(site)
-    }
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        let vocab = self.cpu.model().config.vocab;
-        self.logits = self.cpu.logits()?.to_vec();
-        for row in self.logits.chunks_exact_mut(vocab) {
-            self.ends.iter().for_each(|&end| row[end as usize] = f32::MIN);
-        }
-        Ok(&self.logits)
-    }
-}
-
 /// Text is shown while it is being written; stopped in the middle, it stays, and the work ends.
 #[test]
 fn stopped_in_the_middle() {
     let ends: Arc<[u32]> = served(Shape::default(), |cpu| Box::new(cpu)).tokenizer.eos().into();
-    let wrap = move |cpu| Box::new(Slow { cpu, ends: ends.clone(), logits: vec![] }) as Box<dyn Backend>;
+    // Takes its time, and comes to no end by itself.
+    let wrap = move |cpu| {
+        let ends = ends.clone();
+        let bend = move |_: &Row, logits: &mut [f32]| {
+            std::thread::sleep(Duration::from_millis(30));
+            ends.iter().for_each(|&end| logits[end as usize] = f32::MIN);
+        };
+        Box::new(Bent::new(cpu, bend)) as Box<dyn Backend>
+    };
     let server = start_with(served(Shape::default(), wrap), Options::default());
     let Some(mut chromium) = open([900, 700], &server) else { return };
     set(&mut chromium, "prompt", "fn main() {");

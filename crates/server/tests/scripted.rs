@@ -2,17 +2,15 @@
 //! any of them; whole and streamed alike, however the words are cut into tokens.
 
 mod client;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../engine/tests/over_cpu/mod.rs"]
 mod over_cpu;
 
 use std::sync::{Arc, Mutex};
 
 use client::{Shape, post, served, start_with};
-use cpu::Cpu;
 use engine::{Specials, Tokenizer};
-use model::{Backend, Buffer, Fault, Model, Site, Step};
-use over_cpu::over_cpu;
+use model::{Backend, Row};
+use over_cpu::Bent;
 use serde_json::{Value as Json, json};
 use server::{Options, Server};
 
@@ -21,38 +19,6 @@ use server::{Options, Server};
 struct Script {
     tokens: Vec<u32>,
     first: Option<u32>,
-}
-
-/// The model that ships, but that it says what it is told to: one request at a time.
-struct Scripted {
-    cpu: Cpu,
-    script: Arc<Mutex<Script>>,
-    /// Of each row with logits, the position of the token that is to be chosen.
-    places: Vec<u32>,
-    logits: Vec<f32>,
-}
-
-impl Backend for Scripted {
-    over_cpu!();
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.places = step.logits.iter().map(|&row| step.rows[row as usize].position + 1).collect();
-        self.cpu.begin(step)
-    }
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.cpu.run(site)
-    }
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        let vocab = self.cpu.model().config.vocab;
-        self.logits = self.cpu.logits()?.to_vec();
-        let mut script = self.script.lock().expect("nobody panics with it");
-        for (row, &place) in self.logits.chunks_exact_mut(vocab).zip(&self.places) {
-            let first = *script.first.get_or_insert(place);
-            if let Some(&token) = script.tokens.get((place - first) as usize) {
-                row[token as usize] = 1000.0;
-            }
-        }
-        Ok(&self.logits)
-    }
 }
 
 /// What a client is told.
@@ -239,7 +205,16 @@ fn scripted(form: &str) -> (Server, Arc<Mutex<Script>>, Arc<Tokenizer>, u32) {
         let script = script.clone();
         move |cpu| {
             let script = script.clone();
-            Box::new(Scripted { cpu, script, places: vec![], logits: vec![] }) as Box<dyn Backend>
+            // Says what it is told to, to one request at a time.
+            let bend = move |row: &Row, logits: &mut [f32]| {
+                let mut script = script.lock().expect("nobody panics with it");
+                let place = row.position + 1;
+                let first = *script.first.get_or_insert(place);
+                if let Some(&token) = script.tokens.get((place - first) as usize) {
+                    logits[token as usize] = 1000.0;
+                }
+            };
+            Box::new(Bent::new(cpu, bend)) as Box<dyn Backend>
         }
     };
     let mut served = served(Shape::default(), wrap);

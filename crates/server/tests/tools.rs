@@ -2,15 +2,13 @@
 //! it was made to write.
 
 mod client;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../engine/tests/over_cpu/mod.rs"]
 mod over_cpu;
 
 use client::{Shape, post, served, start, start_with};
-use cpu::Cpu;
 use engine::Specials;
-use model::{Backend, Buffer, Fault, Model, Site, Step};
-use over_cpu::over_cpu;
+use model::{Backend, Row};
+use over_cpu::Bent;
 use serde_json::{Value as Json, json};
 use server::{Options, Server};
 
@@ -119,37 +117,6 @@ fn forced_calls() {
     }
 }
 
-/// The model that ships, but that it writes `<tool_call>` wherever it may begin a line of its answer: it would not by itself.
-struct Calling {
-    cpu: Cpu,
-    /// The ids that spell the tag, after that of a line feed.
-    tag: Vec<u32>,
-    /// Of each row with logits, the token that was put in.
-    after: Vec<u32>,
-    logits: Vec<f32>,
-}
-
-impl Backend for Calling {
-    over_cpu!();
-    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
-        self.after = step.logits.iter().map(|&row| step.rows[row as usize].token).collect();
-        self.cpu.begin(step)
-    }
-    fn run(&mut self, site: Site) -> Result<(), Fault> {
-        self.cpu.run(site)
-    }
-    fn logits(&mut self) -> Result<&[f32], Fault> {
-        let vocab = self.cpu.model().config.vocab;
-        self.logits = self.cpu.logits()?.to_vec();
-        for (row, after) in self.logits.chunks_exact_mut(vocab).zip(&self.after) {
-            for pair in self.tag.windows(2).filter(|pair| pair[0] == *after) {
-                row[pair[1] as usize] += 1000.0;
-            }
-        }
-        Ok(&self.logits)
-    }
-}
-
 /// A call that the model begins by itself is held to the schemas where a tool is strict, in both forms, streaming and not.
 #[test]
 fn strict_calls() {
@@ -158,8 +125,14 @@ fn strict_calls() {
         let tag = plain.tokenizer.encode("\n<tool_call>", Specials::Parse).expect("text");
         assert_eq!(tag.len(), 6, "one token and then the tag: {tag:?}");
         let wrap = move |cpu| {
-            let backend = Calling { cpu, tag: tag.clone(), after: vec![], logits: vec![] };
-            Box::new(backend) as Box<dyn Backend>
+            let tag = tag.clone();
+            // Writes the tag wherever it may begin a line of its answer, which the model would not by itself.
+            let bend = move |row: &Row, logits: &mut [f32]| {
+                for pair in tag.windows(2).filter(|pair| pair[0] == row.token) {
+                    logits[pair[1] as usize] += 1000.0;
+                }
+            };
+            Box::new(Bent::new(cpu, bend)) as Box<dyn Backend>
         };
         let mut served = served(Shape::default(), wrap);
         served.template = plain.template.map(|(template, source)| (template, source + form));

@@ -2,7 +2,6 @@
 //! nothing is chosen, listed or biased that is no token.
 
 mod client;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../../engine/tests/over_cpu/mod.rs"]
 mod over_cpu;
 

@@ -1,10 +1,13 @@
 //! Backends for tests, over the CPU's: what all of them pass on to it, and one that chooses tokens itself. Tests of the
 //! engine and of the server share them.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cpu::Cpu;
 use engine::{Sampler, SamplerError, SamplerParams};
 use model::{BLOCK, Backend, Buffer, Chooser, Chosen, Fault, Lane, Model, Row, Site, Step, forward};
 
@@ -33,6 +36,41 @@ macro_rules! over_cpu {
 }
 #[allow(unused_imports, reason = "not every test has a backend of its own")]
 pub(crate) use over_cpu;
+
+/// The CPU, but that `bend` changes the logits of every row that has some.
+pub(crate) struct Bent<F> {
+    cpu: Cpu,
+    bend: F,
+    /// Of the step, those with logits.
+    rows: Vec<Row>,
+    logits: Vec<f32>,
+}
+
+impl<F> Bent<F> {
+    pub(crate) fn new(cpu: Cpu, bend: F) -> Bent<F> {
+        Bent { cpu, bend, rows: vec![], logits: vec![] }
+    }
+}
+
+impl<F: FnMut(&Row, &mut [f32]) + Send> Backend for Bent<F> {
+    over_cpu!();
+    fn begin(&mut self, step: &Step) -> Result<(), Fault> {
+        self.rows = step.logits.iter().map(|&row| step.rows[row as usize]).collect();
+        self.cpu.begin(step)
+    }
+    fn run(&mut self, site: Site) -> Result<(), Fault> {
+        self.cpu.run(site)
+    }
+    fn logits(&mut self) -> Result<&[f32], Fault> {
+        let vocab = self.cpu.model().config.vocab;
+        self.logits = self.cpu.logits()?.to_vec();
+        self.rows
+            .iter()
+            .zip(self.logits.chunks_exact_mut(vocab))
+            .for_each(|(row, logits)| (self.bend)(row, logits));
+        Ok(&self.logits)
+    }
+}
 
 /// What a backend was asked for.
 #[derive(Debug, Default)]
