@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Error;
 
@@ -112,6 +112,18 @@ trait Machine: Send + Sync {
 pub(crate) struct Device {
     pub(crate) gpu: Gpu,
     machine: Box<dyn Machine>,
+    launches: Mutex<Launches>,
+}
+
+/// What becomes of launches.
+#[derive(Debug, Default)]
+enum Launches {
+    #[default]
+    Made,
+    /// Made, and their kernels noted.
+    Noted(Vec<&'static str>),
+    /// Made if they are of this kernel.
+    Only(&'static str),
 }
 
 impl Device {
@@ -126,7 +138,7 @@ impl Device {
                 (gpu, Box::new(machine))
             }
         };
-        Ok(Arc::new(Device { gpu, machine }))
+        Ok(Arc::new(Device { gpu, machine, launches: Mutex::default() }))
     }
 
     /// Makes this thread work on this device: first in whatever a user of the backend calls.
@@ -190,6 +202,28 @@ impl Device {
     /// Ends the recording.
     pub(crate) fn end_capture(self: &Arc<Device>) -> Result<Graph, Error> {
         Ok(Graph { graph: self.machine.end_capture()?, device: self.clone() })
+    }
+
+    /// Does `work` and tells the kernels that it launched, in order.
+    pub(crate) fn noting<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
+        self.set_launches(Launches::Noted(Vec::new()));
+        let result = work();
+        let Launches::Noted(kernels) = self.set_launches(Launches::Made) else {
+            unreachable!("nothing else sets it while `work` runs")
+        };
+        (result, kernels)
+    }
+
+    /// Does `work` without the launches of all kernels but this one.
+    pub(crate) fn only<T>(&self, kernel: &'static str, work: impl FnOnce() -> T) -> T {
+        self.set_launches(Launches::Only(kernel));
+        let result = work();
+        self.set_launches(Launches::Made);
+        result
+    }
+
+    fn set_launches(&self, launches: Launches) -> Launches {
+        std::mem::replace(&mut self.launches.lock().unwrap_or_else(PoisonError::into_inner), launches)
     }
 
     /// Milliseconds on the device from before the first to after the last of what `work` launches.
@@ -400,8 +434,8 @@ impl Module {
     }
 
     /// The kernel called `name`.
-    pub(crate) fn function(&self, name: &str) -> Result<Function, Error> {
-        self.device.machine.function(self.module, name).map(Function)
+    pub(crate) fn function(&self, name: &'static str) -> Result<Function, Error> {
+        Ok(Function { handle: self.device.machine.function(self.module, name)?, name })
     }
 }
 
@@ -413,12 +447,21 @@ impl Drop for Module {
 
 /// A kernel. Lives as long as its module, which `Kernels` keeps.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Function(Handle);
+pub(crate) struct Function {
+    handle: Handle,
+    name: &'static str,
+}
 
 impl Function {
     /// Launches on the device's stream.
     pub(crate) fn launch(&self, device: &Device, shape: Shape, arguments: Arguments) -> Result<(), Error> {
-        device.machine.launch(self.0, shape, &arguments)
+        match &mut *device.launches.lock().unwrap_or_else(PoisonError::into_inner) {
+            Launches::Made => {}
+            Launches::Noted(kernels) => kernels.push(self.name),
+            Launches::Only(kernel) if *kernel == self.name => {}
+            Launches::Only(_) => return Ok(()),
+        }
+        device.machine.launch(self.handle, shape, &arguments)
     }
 }
 

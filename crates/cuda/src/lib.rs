@@ -36,7 +36,7 @@ pub use exp_check::{exp_checksums, exp_unit};
 pub use kernels::{compile_all, units};
 pub use launch::bandwidth::ReadBandwidth;
 pub use plan::Plan;
-pub use profile::StageTime;
+pub use profile::{KernelTime, StageTime};
 pub use ready::{Ready, check};
 
 use buffers::Buffers;

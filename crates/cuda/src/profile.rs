@@ -1,7 +1,8 @@
 //! How long each stage takes on the GPU.
 //!
 //! A stage is timed as it runs in a replayed step, without the host's launches in between: a graph of that stage alone,
-//! once for each layer, so that its weights come from memory as they do in a real step and not from the cache.
+//! once for each layer, so that its weights come from memory as they do in a real step and not from the cache. The kernels
+//! of a stage that has several are timed in the same way, each alone.
 
 use model::{Fault, Site, Stage, Step, forward};
 
@@ -9,13 +10,26 @@ use crate::replay::forward_sites;
 use crate::{Cuda, Error, STEP, fault};
 
 /// The time of one stage of one layer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct StageTime {
     /// The stage.
     pub stage: Stage,
     /// Times a step runs it.
     pub count: usize,
     /// Median microseconds of one.
+    pub micros: f64,
+    /// Its kernels, in the order of their first launch.
+    pub kernels: Vec<KernelTime>,
+}
+
+/// The time of a kernel by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct KernelTime {
+    /// Its name in the sources.
+    pub name: &'static str,
+    /// Times a step launches it for this stage.
+    pub count: usize,
+    /// Median microseconds of one launch.
     pub micros: f64,
 }
 
@@ -32,7 +46,31 @@ impl Cuda {
     }
 
     fn time_stage(&mut self, sites: &[Site], repeats: usize) -> Result<StageTime, Error> {
-        self.device.bind()?;
+        let device = self.device.clone();
+        device.bind()?;
+        let (micros, launched) = device.noting(|| self.time_sites(sites, repeats));
+        let micros = micros?;
+        let mut kernels: Vec<KernelTime> = Vec::new();
+        for name in launched {
+            match kernels.iter_mut().find(|kernel| kernel.name == name) {
+                Some(kernel) => kernel.count += 1,
+                None => kernels.push(KernelTime { name, count: 1, micros }),
+            }
+        }
+        if kernels.len() == 1 {
+            kernels[0].micros = micros / kernels[0].count as f64;
+        } else {
+            for kernel in &mut kernels {
+                let all = device.only(kernel.name, || self.time_sites(sites, repeats))?;
+                kernel.micros = all / kernel.count as f64;
+            }
+        }
+        let micros = micros / sites.len() as f64;
+        Ok(StageTime { stage: sites[0].stage, count: sites.len(), micros, kernels })
+    }
+
+    /// Median microseconds of a graph of what these sites launch.
+    fn time_sites(&mut self, sites: &[Site], repeats: usize) -> Result<f64, Error> {
         self.device.begin_capture()?;
         let launched = sites.iter().try_for_each(|s| self.run_stage(s.stage, s.layer.unwrap_or(0)));
         let graph = self.device.end_capture();
@@ -44,7 +82,6 @@ impl Cuda {
             times.push(self.device.time(|| graph.launch())?);
         }
         times.sort_unstable_by(f32::total_cmp);
-        let median = f64::from(times[times.len() / 2]);
-        Ok(StageTime { stage: sites[0].stage, count: sites.len(), micros: median * 1e3 / sites.len() as f64 })
+        Ok(f64::from(times[times.len() / 2]) * 1e3)
     }
 }

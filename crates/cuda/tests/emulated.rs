@@ -11,9 +11,9 @@ use std::process::Command;
 use std::{env, fs};
 
 use bits::models::{FUSED, SMALL, SUPER, filled, fused, fused_but, in_turn, q4_k_m, router, shape, uniform};
-use bits::{KERNELS, Setup, checks, emulated as setup, lockstep, plain};
+use bits::{KERNELS, Setup, checks, emulated as setup, lockstep, plain, table, tokens};
 use cuda::Place;
-use model::{Config, Ffn, Moe};
+use model::{Config, Ffn, Moe, Stage, Step};
 
 /// Rows of whole super-blocks, all types: a mixture of experts, or dense.
 fn super_types(dense: bool) {
@@ -192,6 +192,25 @@ fn tokens_after_penalties_are_the_samplers() {
     for graphs in [true, false] {
         let model = fused(&shape(false, true, 4, 64), 15, 1);
         checks::penalised(&model, &Setup { graphs, kv_blocks: 64, ..setup.clone() }, 14);
+    }
+}
+
+/// `bench --stages` takes a step apart; what it leaves behind harms no step after it.
+#[test]
+fn kernels_of_a_step_are_timed_alone() {
+    let Some(setup) = setup() else { return };
+    let model = fused(&shape(false, true, 4, 64), 9, 0);
+    let (mut cpu, mut cuda) = (setup.cpu(&model), setup.cuda(&model));
+    let layers = model.config.layers;
+    for (rows, router, readers) in [(1, 1, "decode_route"), (70, 3, "float_tile_wide")] {
+        let step = Step::prefill(&tokens(1, rows, model.config.vocab), 0, table(rows));
+        let times = cuda.profile(&step, 1).unwrap();
+        assert!(times.iter().flat_map(|t| &t.kernels).all(|k| k.count > 0 && k.micros > 0.0), "{times:?}");
+        let route = times.iter().find(|time| time.stage == Stage::Route).expect("a mixture of experts");
+        let names: Vec<_> = route.kernels.iter().map(|kernel| kernel.name).collect();
+        assert!(names.len() == router && names.contains(&readers), "{rows} rows: {names:?}");
+        assert!(route.kernels.iter().all(|kernel| kernel.count == layers), "{route:?}");
+        plain(&format!("{rows} rows, after a profile"), &mut cpu, &mut cuda, &step);
     }
 }
 

@@ -188,7 +188,7 @@ impl Sampling {
     /// For up to `rows` sequences over a vocabulary of `vocab`, with so many places for their histories; `get` finds a kernel of [`UNIT`].
     pub(crate) fn new(
         device: &Arc<Device>,
-        get: impl Fn(&str) -> Function,
+        get: impl Fn(&'static str) -> Function,
         vocab: usize,
         rows: usize,
         places: usize,

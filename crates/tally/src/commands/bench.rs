@@ -73,7 +73,8 @@ pub(crate) struct Args {
     /// Tokens in the cache beforehand, one or more depths.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0,1024")]
     depth: Vec<u32>,
-    /// Instead of the table: how long each stage of a step takes on the GPU, and the bytes that it reads.
+    /// Instead of the table: how long each stage of a step and each of its kernels takes on the GPU, and the bytes that it
+    /// reads.
     #[arg(long)]
     stages: bool,
     /// Repeats of each row.

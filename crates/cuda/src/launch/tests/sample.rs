@@ -34,7 +34,7 @@ impl Rig {
             let image = Compiler::of(&device.gpu, &KernelFiles::default())?
                 .image(&unit.expect("a unit of every model"))?;
             let module = Module::load(&device, &image)?;
-            let get = |name: &str| module.function(name).expect("one of NAMES");
+            let get = |name: &'static str| module.function(name).expect("one of NAMES");
             let sampling = Sampling::new(&device, get, vocab, rows, rows * HISTORY)?;
             Ok::<_, crate::Error>(Rig { sampling, device, _module: module })
         };

@@ -1,10 +1,11 @@
-//! The time of each stage of a step on a GPU, beside the bytes that it must read: where a token's time goes.
+//! The time of each stage of a step on a GPU and of its kernels, beside the bytes that it must read: where a token's time
+//! goes.
 //!
 //! Attention is timed over a cache that nothing was stored in: zeros take as long as anything.
 
 use std::io::{self, Write};
 
-use cuda::{Cuda, StageTime};
+use cuda::{Cuda, KernelTime, StageTime};
 use model::{BLOCK, FfnWeights, LayerWeights, Model, Row, Stage, Step};
 use serde_json::{Value, json};
 
@@ -62,13 +63,16 @@ impl Stages {
         repeats: usize,
     ) -> Result<Stages, Failure> {
         let times = cuda.profile(&shape.step(model.config.vocab), repeats)?;
-        let with_bytes = |time: StageTime| (time, stage_bytes(model, time.stage, shape));
+        let with_bytes = |time: StageTime| {
+            let bytes = stage_bytes(model, time.stage, shape);
+            (time, bytes)
+        };
         Ok(Stages { shape, times: times.into_iter().map(with_bytes).collect() })
     }
 
     fn table(&self, bound: f64) -> Table {
         let mut table = Table::new(&[
-            ("stage", Align::Left),
+            ("stage, kernel", Align::Left),
             ("times", Align::Right),
             ("µs each", Align::Right),
             ("µs a step", Align::Right),
@@ -76,21 +80,28 @@ impl Stages {
             ("GB/s", Align::Right),
             ("of bandwidth", Align::Right),
         ]);
-        let mut add = |name: &str, count: String, each: String, micros: f64, bytes: f64| {
-            let rate = bytes / (micros * 1e-6);
+        let mut add = |name: String, count: String, each: String, micros: f64, bytes: Option<f64>| {
+            let rate = |bytes: f64| bytes / (micros * 1e-6);
             let cells = [
-                format!("{:.1}", bytes / 1e6),
-                format!("{:.0}", rate / 1e9),
-                format!("{:.0}%", 100.0 * rate / bound),
+                bytes.map(|bytes| format!("{:.1}", bytes / 1e6)),
+                bytes.map(|bytes| format!("{:.0}", rate(bytes) / 1e9)),
+                bytes.map(|bytes| format!("{:.0}%", 100.0 * rate(bytes) / bound)),
             ];
-            table.row([name.to_owned(), count, each, format!("{micros:.1}")].into_iter().chain(cells));
+            let cells = cells.map(Option::unwrap_or_default);
+            table.row([name, count, each, format!("{micros:.1}")].into_iter().chain(cells));
         };
         for (time, bytes) in &self.times {
             let each = format!("{:.2}", time.micros);
-            add(time.stage.name(), time.count.to_string(), each, total(time), *bytes);
+            add(time.stage.name().into(), time.count.to_string(), each, total(time), Some(*bytes));
+            for kernel in &time.kernels {
+                let (count, each) = (kernel.count.to_string(), format!("{:.2}", kernel.micros));
+                let all = kernel.micros * kernel.count as f64;
+                add(format!("  {}", kernel.name), count, each, all, kernel_bytes(time, kernel, *bytes));
+            }
         }
         let sum = |of: &dyn Fn(&(StageTime, f64)) -> f64| self.times.iter().map(of).sum();
-        add("all", String::new(), String::new(), sum(&|(time, _)| total(time)), sum(&|&(_, bytes)| bytes));
+        let (micros, bytes) = (sum(&|(time, _)| total(time)), sum(&|&(_, bytes)| bytes));
+        add("all".into(), String::new(), String::new(), micros, Some(bytes));
         table
     }
 
@@ -117,9 +128,16 @@ impl Stages {
     /// Seconds and bytes.
     pub(super) fn json(&self) -> Value {
         let stage = |(time, bytes): &(StageTime, f64)| {
+            let kernel = |kernel: &KernelTime| {
+                json!({
+                    "kernel": kernel.name, "count": kernel.count, "seconds_each": kernel.micros * 1e-6,
+                    "bytes": kernel_bytes(time, kernel, *bytes),
+                })
+            };
             json!({
                 "stage": time.stage.name(), "count": time.count, "seconds_each": time.micros * 1e-6,
                 "bytes": bytes, "bytes_per_second": bytes / (total(time) * 1e-6),
+                "kernels": time.kernels.iter().map(kernel).collect::<Vec<_>>(),
             })
         };
         let Shape { streams, tokens, depth } = self.shape;
@@ -131,6 +149,17 @@ impl Stages {
 /// Microseconds of all of a step's runs of a stage.
 fn total(time: &StageTime) -> f64 {
     time.micros * time.count as f64
+}
+
+/// Of the `bytes` of weights, keys and values that a stage reads, those of one of its kernels: all, if it is the only one that
+/// reads any. Nothing where that is not so; the others move activations.
+fn kernel_bytes(stage: &StageTime, kernel: &KernelTime, bytes: f64) -> Option<f64> {
+    let reads = |name: &str| {
+        let readers = ["product", "float", "attend", "decode", "route_few", "embed"];
+        readers.iter().any(|reader| name.starts_with(reader))
+    };
+    let readers = stage.kernels.iter().filter(|kernel| reads(kernel.name)).count();
+    (stage.kernels.len() == 1 || reads(kernel.name) && readers == 1).then_some(bytes)
 }
 
 /// Bytes that a stage reads at least, over all layers: weights, as in [`Traffic`], and keys and values.
@@ -201,6 +230,24 @@ mod tests {
         check("tiny-moe", 5, 100);
         check("tiny-dense", 1, 7);
         check("tiny-dense", 64, 0);
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_only_kernel_that_reads_weights() {
+        let kernel = |name| KernelTime { name, count: 1, micros: 1.0 };
+        let stage = |names: &[&'static str]| StageTime {
+            stage: Stage::Route,
+            count: 1,
+            micros: 1.0,
+            kernels: names.iter().copied().map(kernel).collect(),
+        };
+        let bytes = |names: &[&'static str]| -> Vec<Option<f64>> {
+            let stage = stage(names);
+            stage.kernels.iter().map(|kernel| kernel_bytes(&stage, kernel, 8.0)).collect()
+        };
+        assert_eq!(bytes(&["normalise", "float_tile", "choose"]), [None, Some(8.0), None]);
+        assert_eq!(bytes(&["product_many", "product_64"]), [None, None]);
+        assert_eq!(bytes(&["rope_store"]), [Some(8.0)]);
     }
 
     #[test]
