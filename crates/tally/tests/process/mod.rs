@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::ops::Deref;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,9 +62,20 @@ impl From<Output> for Outcome {
     }
 }
 
-/// The binary, to be given arguments.
+/// The binary, to be given arguments. Signals end it whoever runs the tests: in the background of a shell, or under `nohup`,
+/// they are told to ignore some, which the binary would go on doing.
 pub(crate) fn command() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tally"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tally"));
+    // SAFETY: setting signals to their defaults is allowed between fork and exec, and nothing else is done.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
+    command
 }
 
 /// Runs the binary without input.
