@@ -122,8 +122,8 @@ enum Launches {
     Made,
     /// Made, and their kernels noted.
     Noted(Vec<&'static str>),
-    /// Made if they are of this kernel.
-    Only(&'static str),
+    /// Made if they are of this kernel, and counted.
+    Only { kernel: &'static str, made: usize },
 }
 
 impl Device {
@@ -214,12 +214,14 @@ impl Device {
         (result, kernels)
     }
 
-    /// Does `work` without the launches of all kernels but this one.
-    pub(crate) fn only<T>(&self, kernel: &'static str, work: impl FnOnce() -> T) -> T {
-        self.set_launches(Launches::Only(kernel));
+    /// Does `work` without the launches of all kernels but this one, and tells how many were made.
+    pub(crate) fn only<T>(&self, kernel: &'static str, work: impl FnOnce() -> T) -> (T, usize) {
+        self.set_launches(Launches::Only { kernel, made: 0 });
         let result = work();
-        self.set_launches(Launches::Made);
-        result
+        let Launches::Only { made, .. } = self.set_launches(Launches::Made) else {
+            unreachable!("nothing else sets it while `work` runs")
+        };
+        (result, made)
     }
 
     fn set_launches(&self, launches: Launches) -> Launches {
@@ -458,8 +460,8 @@ impl Function {
         match &mut *device.launches.lock().unwrap_or_else(PoisonError::into_inner) {
             Launches::Made => {}
             Launches::Noted(kernels) => kernels.push(self.name),
-            Launches::Only(kernel) if *kernel == self.name => {}
-            Launches::Only(_) => return Ok(()),
+            Launches::Only { kernel, .. } if *kernel != self.name => return Ok(()),
+            Launches::Only { made, .. } => *made += 1,
         }
         device.machine.launch(self.handle, shape, &arguments)
     }

@@ -50,20 +50,22 @@ impl Cuda {
         device.bind()?;
         let (micros, launched) = device.noting(|| self.time_sites(sites, repeats));
         let micros = micros?;
-        let mut kernels: Vec<KernelTime> = Vec::new();
-        for name in launched {
-            match kernels.iter_mut().find(|kernel| kernel.name == name) {
-                Some(kernel) => kernel.count += 1,
-                None => kernels.push(KernelTime { name, count: 1, micros }),
+        let mut names = Vec::new();
+        for &name in &launched {
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
-        if kernels.len() == 1 {
-            kernels[0].micros = micros / kernels[0].count as f64;
-        } else {
-            for kernel in &mut kernels {
-                let all = device.only(kernel.name, || self.time_sites(sites, repeats))?;
-                kernel.micros = all / kernel.count as f64;
-            }
+        let mut kernels = Vec::with_capacity(names.len());
+        for &name in &names {
+            let (all, count) = match names.len() {
+                1 => (micros, launched.len()),
+                _ => {
+                    let (all, count) = device.only(name, || self.time_sites(sites, repeats));
+                    (all?, count)
+                }
+            };
+            kernels.push(KernelTime { name, count, micros: all / count as f64 });
         }
         let micros = micros / sites.len() as f64;
         Ok(StageTime { stage: sites[0].stage, count: sites.len(), micros, kernels })
